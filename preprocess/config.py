@@ -1,0 +1,55 @@
+"""Every setting of building shards, typed, with its range."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from configs import Settings
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+class Rgb(Settings):
+    """RGB frames as they are stored."""
+
+    short_side: Annotated[int, Field(ge=16, le=4096)] = 256  # pixels; the other side keeps the shape, floored to even
+    quality: Quality = 90  # JPEG, 4:2:0
+
+
+class Flow(Settings):
+    """Optical flow between neighbouring frames, computed at the stored size."""
+
+    method: Literal["tvl1", "dis", "farneback"] = "tvl1"
+    parameters: dict[str, float] = {}  # of the method, by its own names; empty: its defaults
+    quality: Quality = 95  # gray JPEG
+
+
+class Drawn(Settings):
+    """The drawn demo set: its size and its seed."""
+
+    seed: NonNegativeInt = 1
+    train: PositiveInt = 320  # clips, a multiple of 16 cells
+    test: PositiveInt = 128
+    frames: Annotated[int, Field(ge=12)] = 48
+    width: Annotated[int, Field(ge=64)] = 96  # pixels
+    height: Annotated[int, Field(ge=64)] = 72
+
+
+class Preprocess(Settings):
+    """From videos to the shards of one split."""
+
+    dataset: Literal["auto", "ucf101", "hmdb51", "folders", "extracted", "drawn"] = "auto"
+    root: str = ""  # folder of the data set; empty: dataset/UCF101, dataset/HMDB51, else the drawn set
+    lists: str = ""  # folder of the split lists; empty: inside or beside the root
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    out: str = "data"  # shards go to <out>/<data set>/split<n>
+    rgb: Rgb = Rgb()
+    flow: Flow = Flow()
+    drawn: Drawn = Drawn()
+    per_shard: PositiveInt = 64  # records
+    workers: NonNegativeInt = 0  # processes; 0: one for each core this process may use
+    limit: NonNegativeInt = 0  # at most so many videos of each class and part; 0: all
+    classes: tuple[str, ...] = ()  # only these; empty: all
+    failures: NonNegativeInt = 100  # broken videos after which the build gives up

@@ -1,0 +1,144 @@
+"""Every setting of training and testing, typed, with its range; nothing here is read but what is passed on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from configs import Settings
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]$")]  # a residual unit by its name in the papers: 2b, 3b, ...
+UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
+
+
+class StreamNetwork(Settings):
+    """One ResNet."""
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    width: PositiveInt = 64  # channels after conv1; the paper's 64
+    dropout: Fraction = 0.0  # before the classifier
+
+
+class TemporalFilters(Settings):
+    """Convolutions over three instants, injected after the middle ReLU of a residual unit, in both streams."""
+
+    initial: Literal["centre", "average", "difference"] = "centre"
+    units: tuple[Unit, ...] = UNITS_B  # empty: no temporal filters
+
+
+class Network(Settings):
+    """Two streams and what passes between them."""
+
+    appearance: StreamNetwork = StreamNetwork()
+    motion: StreamNetwork = StreamNetwork(dropout=0.8)
+    operator: Literal["multiply", "add", "none"] = "multiply"
+    direction: Literal["motion_to_appearance", "appearance_to_motion", "both"] = "motion_to_appearance"
+    gated: tuple[Unit, ...] = UNITS_B
+    temporal: TemporalFilters = TemporalFilters()
+    temporal_window: PositiveInt = 5  # of the maximum over time, before the spatial average
+    stride_on: Literal["1x1", "3x3"] = "3x3"  # of a bottleneck: Caffe's or torchvision's
+    pooling: Literal["caffe", "torchvision"] = "torchvision"  # padding of the maximum after conv1
+
+    @model_validator(mode="after")
+    def streams_meet(self) -> Self:
+        if self.operator != "none":
+            one, other = self.appearance, self.motion
+            if one.width != other.width or (one.depth >= 50) != (other.depth >= 50):
+                raise ValueError(
+                    f"operator {self.operator} joins streams of equal channels; appearance is depth {one.depth} width"
+                    f" {one.width}, motion is depth {other.depth} width {other.width}"
+                )
+        return self
+
+
+class Data(Settings):
+    """Which clips, and how they are cut out of their videos."""
+
+    shards: str = ""  # folder, LMDB, http(s):// or s3:// URL; empty: the shards built last
+    frames: PositiveInt = 5  # T, instants of a training clip
+    stack: Annotated[int, Field(ge=2, multiple_of=2)] = 10  # L, flow pairs at each instant
+    stride: tuple[PositiveInt, PositiveInt] = (5, 35)  # frames between instants, drawn for each sub-batch
+    crop: Annotated[int, Field(ge=32)] = 224  # pixels, side of what the network sees in training
+    rgb_mean: tuple[float, float, float] = (123.68, 116.779, 103.939)  # ImageNet's, 0..255, RGB
+    order: Literal["full", "windowed"] = "full"
+    window: PositiveInt = 8  # shards in a window of the windowed order
+    threads: NonNegativeInt = 0  # reading and decoding; 0: one for each core this process may use
+    original_window_start: bool = False  # the released code never starts a window at the first position
+    original_crop_corners: bool = False  # ... and crops only top left and bottom right
+
+    @model_validator(mode="after")
+    def stride_ascends(self) -> Self:
+        if self.stride[0] > self.stride[1]:
+            raise ValueError(f"stride {list(self.stride)}: the first is the smallest, the second the largest")
+        return self
+
+
+class Recipe(Settings):
+    """How one stage is trained."""
+
+    epochs: NonNegativeInt
+    rates: tuple[PositiveFloat, ...]  # steps: each for epochs / len(rates) epochs; cosine: the first is the peak
+    schedule: Literal["steps", "cosine"] = "steps"
+    warm_up: Fraction = 0.0  # part of all steps over which the rate rises from 0
+    crops: Literal["independent", "border", "multiscale", "random", "centre"] = "independent"
+
+    @model_validator(mode="after")
+    def rates_given(self) -> Self:
+        if not self.rates:
+            raise ValueError("rates: expected at least one learning rate, found none")
+        return self
+
+
+class Train(Settings):
+    """Stochastic gradient descent in stages: appearance and motion alone, then both joined."""
+
+    seed: NonNegativeInt = 1
+    stages: Literal["auto", "scratch", "imagenet", "base", "joint"] = "auto"
+    base: str = "experiment/base_pretrained_nets"  # base networks, as <data set>-<stream>*.pt or .safetensors
+    imagenet: str = ""  # torchvision state dict for both streams; empty: torchvision's download, if reachable
+    batch: PositiveInt = 128  # clips of one update
+    sub_batch: PositiveInt = 4  # clips that share BatchNorm statistics, and a stride
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 5e-4  # on convolution weights only
+    moments_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05  # of BatchNorm's running moments
+    clip_norm: NonNegativeFloat = 0.0  # largest gradient norm; 0: unbounded
+    appearance: Recipe = Recipe(epochs=60, rates=(1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4), crops="border")
+    motion: Recipe = Recipe(epochs=400, rates=(1e-2, 1e-3, 1e-4, 1e-5), crops="multiscale")
+    joint: Recipe = Recipe(epochs=25, rates=(1e-3, 1e-3, 1e-4, 1e-5, 1e-6))
+
+    @model_validator(mode="after")
+    def sub_batches_fill_the_batch(self) -> Self:
+        if self.batch % self.sub_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of sub_batch {self.sub_batch}")
+        return self
+
+
+class Evaluate(Settings):
+    """How a video is scored."""
+
+    protocol: Literal["dense", "centre"] = "dense"  # dense: whole frames, fully convolutional; centre: one crop
+    frames: PositiveInt = 25  # instants spread evenly over the video
+    mirror: bool = True  # also the mirror image
+
+
+class Experiment(Settings):
+    """Where things are, and on which device."""
+
+    dataset_dir: str = "dataset"
+    folder: str = "experiment"
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu_id: NonNegativeInt = 0
+    pre_trained_id: str = ""  # a run's id, to start from or to test
+    pre_trained_epoch: NonNegativeInt = 0  # 0: its last
+
+
+class Config(Settings):
+    """The whole tree: one section for each station of the way from shards to scores."""
+
+    network: Network = Network()
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    experiment: Experiment = Experiment()
