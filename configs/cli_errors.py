@@ -19,7 +19,7 @@ class _KnownError(click.ClickException):
         super().__init__("\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])]))
 
 
-class _WrongSetting(_KnownError):
+class _WrongSettingError(_KnownError):
     exit_code = 2
 
 
@@ -35,7 +35,7 @@ def one_line(*families: type[BaseException]) -> Callable[[Callable[P, R]], Calla
             try:
                 return command(*args, **kwargs)
             except families as error:
-                kind = _WrongSetting if isinstance(error, SettingsError) else _KnownError
+                kind = _WrongSettingError if isinstance(error, SettingsError) else _KnownError
                 raise kind(error) from error
 
         return friendly
