@@ -28,6 +28,7 @@ class Placed:
     record: int
     name: str
     label: int
+    size: tuple[int, int]  # height and width of the video's RGB frames, whether they are read or not
     rgb: tuple[int, int, int, int]  # offset, frames F, height, width; of (F, H, W, 3)
     flow: tuple[int, int, int, int]  # offset, planes 2P, height, width; of (2P, H, W), x and y in turn
     rgb_of: NDArray[np.int64]  # (T,) which of the F frames
@@ -72,6 +73,7 @@ def decode(clips: Sequence[Clip[Instants]], *, pinned: bool = False) -> Decoded:
                 record=row.record,
                 name=row.name,
                 label=row.label,
+                size=(row.rgb.height, row.rgb.width),
                 rgb=rgb,
                 flow=flow,
                 rgb_of=np.searchsorted(chosen.frames, chosen.rgb),

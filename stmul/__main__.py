@@ -1,0 +1,61 @@
+"""The one command: `stmul`, also `python -m stmul`. Groups and commands are found by name and loaded when they are used."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "preprocess": ("preprocess.cli:preprocess", "Build shards out of videos or extracted frames."),
+    "shards": ("shards.cli:shards", "Look at shards, verify and copy them."),
+    "train": ("stmul.cli:train", "Train the network on shards, stage by stage."),
+    "test": ("stmul.cli:test", "Score a trained network on the test clips."),
+    "report": ("stmul.cli:report", "Write a run's report: one HTML page."),
+    "summary": ("stmul.cli:summary", "Print the network's stages and parameters."),
+    "configs": ("stmul.cli:configurations", "List the shipped configurations, or print one in full."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from configs import nearest
+
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stmul")
+def main() -> None:
+    """Spatiotemporal Multiplier Networks: two-stream video action recognition, trained from streaming shards.
+
+    \b
+    stmul preprocess shards --dataset drawn
+    stmul train -c demo
+    stmul test
+    """
+
+
+if __name__ == "__main__":
+    main()

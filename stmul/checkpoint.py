@@ -1,0 +1,80 @@
+"""Checkpoints: everything a stage needs to go on, in one file that is whole or absent and holds no code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shards.writer import whole
+from stmul.errors import CheckpointError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Checkpoint:
+    """A stage of a training after a whole number of steps."""
+
+    stage: str  # "appearance", "motion" or "joint"
+    epoch: int  # passes over the data completed
+    step: int  # updates made
+    config: str  # the full resolved settings, YAML
+    dataset: str
+    split: int
+    classes: list[str]
+    loader: str  # shards.order.State as JSON
+    network: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    torch_rng: Tensor
+    schema: int = SCHEMA
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes `path`, whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+    with whole(path) as file:
+        torch.save({**fields, "network": dict(checkpoint.network), "optimizer": dict(checkpoint.optimizer)}, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, on the CPU. Raises CheckpointError where the file is missing, cut or foreign."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); delete it to use the one before") from error
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+        raise CheckpointError(f"{path}: expected a checkpoint of schema {SCHEMA}, found {found!r}")
+    try:
+        return Checkpoint(**fields)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this version: {error}") from error
+
+
+def restore(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Loads `state` into `network`. Raises CheckpointError naming the first differences, loading nothing."""
+    expected = network.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not in this network" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{where}: made by another network: {'; '.join(wrong[:3])}{more}."
+            f" Use the settings beside it (config.yaml in its run folder)"
+        )
+    network.load_state_dict(dict(state))

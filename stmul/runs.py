@@ -1,0 +1,114 @@
+"""Run folders: `experiment/<id>/` holds a training's settings, log, checkpoints, scores and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs import dump, nearest
+from shards.writer import whole
+from stmul.config import Config
+from stmul.errors import RunError
+
+STAGES = ("appearance", "motion", "joint")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """What a run is about, as written in its `run.json`."""
+
+    shards: str  # location, without credentials
+    dataset: str
+    split: int
+    classes: tuple[str, ...]
+    digest: str  # of the training part
+    settings: Mapping[str, Any]  # resolved, without what does not change the result
+    start: str = ""  # what the stages start from, in words
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def about(self) -> About:
+        """What the run is about. Raises RunError where its folder has no readable run.json."""
+        path = self.folder / "run.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return About(**{**fields, "classes": tuple(fields["classes"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path}: not the description of a run ({error}); start a new run") from error
+
+    def describe(self, about: About, config: Config) -> None:
+        """Writes run.json and the full resolved settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.yaml", dump(config))
+        write_text(self.folder / "run.json", json.dumps(asdict(about), indent=1))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Adds a line to the run's log."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The log's rows; where a stage was continued from a checkpoint, the later row of an epoch counts."""
+        path = self.folder / "log.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        latest = {(row["stage"], row["epoch"]): row for row in rows}
+        return sorted(latest.values(), key=lambda row: (STAGES.index(row["stage"]), row["epoch"]))
+
+    def checkpoints(self, stage: str) -> dict[int, Path]:
+        """The stage's checkpoints by epoch, ascending."""
+        return {int(path.stem.removeprefix("epoch-")): path for path in sorted((self.folder / stage).glob("epoch-*.pt"))}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or absent."""
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+def runs(folder: Path) -> list[Run]:
+    """All runs in an experiment folder, oldest first."""
+    found = [path.parent for path in folder.glob("*/run.json")]
+    return [Run(path) for path in sorted(found, key=lambda path: ((path / "run.json").stat().st_mtime_ns, path.name))]
+
+
+def find_run(folder: Path, run_id: str) -> Run:
+    """The run `run_id`, or the newest one where it is empty. Raises RunError with the nearest id."""
+    known = runs(folder)
+    if not known:
+        raise RunError(f"{folder}: no runs here; train one first: make train, or stmul train -c demo")
+    if not run_id:
+        return known[-1]
+    for run in known:
+        if run.id == run_id:
+            return run
+    ids = [run.id for run in known]
+    raise RunError(f"{folder}: no run {run_id!r}{nearest(run_id, ids)} (runs: {', '.join(ids[-8:])})")
+
+
+def new_run(folder: Path, name: str) -> Run:
+    """A run folder that is not there yet: `<name>-001`, `<name>-002`, ..."""
+    taken = {path.name for path in folder.glob(f"{name}-*")} if folder.exists() else set()
+    number = next(number for number in range(1, 10**6) if f"{name}-{number:03d}" not in taken)
+    return Run(folder / f"{name}-{number:03d}")
+
+
+def unfinished(folder: Path, about: About) -> Run | None:
+    """The newest run that was begun with exactly these data and settings and not finished."""
+    for run in reversed(runs(folder)):
+        known = run.about()
+        if not known.done and (known.digest, known.settings) == (about.digest, about.settings):
+            return run
+    return None
