@@ -29,6 +29,7 @@ class Checkpoint:
     split: int
     classes: list[str]
     loader: str  # shards.order.State as JSON
+    sums: tuple[float, int, int]  # of the epoch under way: loss x clips, right answers, clips
     network: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     torch_rng: Tensor
@@ -56,8 +57,8 @@ def load(path: Path) -> Checkpoint:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise CheckpointError(f"{path}: expected a checkpoint of schema {SCHEMA}, found {found!r}")
     try:
-        return Checkpoint(**fields)
-    except TypeError as error:
+        return Checkpoint(**{**fields, "sums": tuple(fields["sums"])})
+    except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this version: {error}") from error
 
 

@@ -104,6 +104,7 @@ class Train(Settings):
     weight_decay: NonNegativeFloat = 5e-4  # on convolution weights only
     moments_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05  # of BatchNorm's running moments
     clip_norm: NonNegativeFloat = 0.0  # largest gradient norm; 0: unbounded
+    keep: PositiveInt = 2  # checkpoints of each stage, the last ones
     appearance: Recipe = Recipe(epochs=60, rates=(1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4), crops="border")
     motion: Recipe = Recipe(epochs=400, rates=(1e-2, 1e-3, 1e-4, 1e-5), crops="multiscale")
     joint: Recipe = Recipe(epochs=25, rates=(1e-3, 1e-3, 1e-4, 1e-5, 1e-6))

@@ -68,8 +68,14 @@ class Run:
         return sorted(latest.values(), key=lambda row: (STAGES.index(row["stage"]), row["epoch"]))
 
     def checkpoints(self, stage: str) -> dict[int, Path]:
-        """The stage's checkpoints by epoch, ascending."""
+        """The stage's checkpoints at whole epochs, ascending."""
         return {int(path.stem.removeprefix("epoch-")): path for path in sorted((self.folder / stage).glob("epoch-*.pt"))}
+
+
+    def newest(self, stage: str) -> Path | None:
+        """The checkpoint that a stopped stage goes on from: the one of the stop, else the last epoch's."""
+        paths = [*self.checkpoints(stage).values(), *(self.folder / stage).glob("stopped.pt")]
+        return paths[-1] if paths else None
 
 
 def write_text(path: Path, text: str) -> None:

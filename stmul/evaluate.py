@@ -1,0 +1,158 @@
+"""From videos to class scores: views of each video -> score maps -> their mean, every clip exactly once.
+
+The dense protocol is the released code's (st-resnet `STMuNet_test.m`): 25 instants spread evenly, whole frames and their
+mirror images, all instants in one forward pass, raw scores averaged over space, time and mirror images; the two streams
+are then averaged with equal weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shards.split import Split
+from stmul.augment import apply_view, whole_view
+from stmul.config import Config
+from stmul.decode import Decoded
+from stmul.errors import EvaluationError
+from stmul.loading import clip_tensors, evaluation_clips, test_views
+from stmul.network import TwoStream
+from stmul.results import Results
+
+RGB_MEAN = (123.68, 116.779, 103.939)  # ImageNet's, 0..255
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Networks:
+    """What is scored together: the joint network, and the streams trained alone where there are any."""
+
+    joint: TwoStream | None = None
+    appearance: nn.Module | None = None
+    motion: nn.Module | None = None
+
+    def all(self) -> list[nn.Module]:
+        return [network for network in (self.joint, self.appearance, self.motion) if network is not None]
+
+
+@torch.inference_mode()
+def clip_scores(
+    network: TwoStream,
+    rgb_THWC: NDArray[np.generic] | Tensor,
+    flow_THWC: NDArray[np.generic] | Tensor,
+    mirror: bool = True,
+    rgb_mean: tuple[float, float, float] = RGB_MEAN,
+) -> tuple[Tensor, Tensor]:
+    """Raw class scores (K,) of the appearance and the motion head for one clip; their mean is the fused score.
+
+    `rgb_THWC` has 3 channels, `flow_THWC` 2L, u and v in turn; both 0..255, uint8 or float, of T instants and of one
+    height and width. Averaged over space, time and, with `mirror`, the mirror image.
+    """
+    device = next(network.parameters()).device
+    rgb = torch.as_tensor(rgb_THWC).to(device)
+    flow = torch.as_tensor(flow_THWC).to(device)
+    frames, height, width, channels = flow.shape
+    if rgb.shape[:3] != flow.shape[:3] or rgb.shape[3] != 3:
+        raise EvaluationError(
+            f"clip of RGB {tuple(rgb.shape)} and flow {tuple(flow.shape)}: expected (T, H, W, 3) and (T, H, W, 2L)"
+        )
+    planes_PHW = flow.permute(0, 3, 1, 2).flatten(0, 1)
+    network.eval()
+    sums: list[Tensor] = []
+    whole = whole_view(height, width)
+    for view in (whole, whole.mirrored()) if mirror else (whole,):
+        rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width), rgb_mean=rgb_mean)
+        maps = network(rgb_TCHW[None], flow_PHW.unflatten(0, (frames, channels))[None])
+        sums.append(torch.stack([map_BKTHW.mean((0, 2, 3, 4)) for map_BKTHW in maps]))
+    appearance, motion = torch.stack(sums).mean(0)
+    return appearance, motion
+
+
+@torch.inference_mode()
+def video_scores(networks: Networks, decoded: Decoded, config: Config) -> dict[str, NDArray[np.float32]]:
+    """Scores (K,) of each head for the one video in `decoded`, averaged over its views."""
+    (clip,) = decoded.clips
+    sums: dict[str, list[Tensor]] = {}
+    for view, size in test_views(config, clip.size):
+        rgb, flow = clip_tensors(decoded, clip, view, size=size, rgb_mean=config.data.rgb_mean)
+        assert rgb is not None
+        assert flow is not None
+        for head, map_BKTHW in _maps(networks, rgb[None], flow[None]).items():
+            sums.setdefault(head, []).append(map_BKTHW.mean((0, 2, 3, 4)))
+    return {head: torch.stack(views).mean(0).float().cpu().numpy() for head, views in sums.items()}
+
+
+def _maps(networks: Networks, rgb_BTCHW: Tensor, flow_BTCHW: Tensor) -> dict[str, Tensor]:
+    maps: dict[str, Tensor] = {}
+    if networks.joint is not None:
+        maps["appearance"], maps["motion"] = networks.joint(rgb_BTCHW, flow_BTCHW)
+    if networks.appearance is not None:
+        maps["appearance alone"] = networks.appearance(rgb_BTCHW)
+    if networks.motion is not None:
+        maps["motion alone"] = networks.motion(flow_BTCHW)
+    return maps
+
+
+def evaluate(
+    networks: Networks,
+    split: Split,
+    config: Config,
+    *,
+    part: str = "test",
+    device: torch.device,
+    run: str = "",
+    epoch: int = 0,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Results:
+    """Scores of every clip of `part`, once each, in the order of the records.
+
+    Raises EvaluationError if any clip was missed or met twice, or if a score is not finite.
+    """
+    for network in networks.all():
+        network.eval()
+    count = len(split.index(part))
+    found: dict[int, dict[str, NDArray[np.float32]]] = {}
+    names: dict[int, tuple[str, int]] = {}
+    for decoded in evaluation_clips(split, part, config):
+        (clip,) = decoded.clips
+        if clip.record in found:
+            raise EvaluationError(f"{split.location}: {part} clip {clip.name} was scored twice")
+        found[clip.record] = video_scores(networks, decoded.to(device), config)
+        names[clip.record] = (clip.name, clip.label)
+        watch(len(found), count)
+    if sorted(found) != list(range(count)):
+        raise EvaluationError(f"{split.location}: {len(found)} of {count} {part} clips were scored")
+    heads = {head: np.stack([found[record][head] for record in range(count)]) for head in found[0]}
+    for head, scores_NK in heads.items():
+        if not np.isfinite(scores_NK).all():
+            raise EvaluationError(f"{run}: head {head} gives scores that are not finite; was the training diverging?")
+    manifest = split.manifest
+    return Results(
+        dataset=manifest.dataset,
+        split=manifest.split,
+        part=part,
+        digest=manifest.parts[part].digest,
+        classes=manifest.classes,
+        names=tuple(names[record][0] for record in range(count)),
+        labels=np.array([names[record][1] for record in range(count)]),
+        heads=fused(heads),
+        expected=count,
+        scored=len(found),
+        protocol=config.evaluate.model_dump(),
+        run=run,
+        epoch=epoch,
+    )
+
+
+def fused(heads: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The heads and what their means add: `joint` of the joint network, `late fusion` of the streams trained alone."""
+    both = dict(heads)
+    if {"appearance alone", "motion alone"} <= heads.keys():
+        both["late fusion"] = (heads["appearance alone"] + heads["motion alone"]) / 2
+    if {"appearance", "motion"} <= heads.keys():
+        both["joint"] = (heads["appearance"] + heads["motion"]) / 2
+    return both

@@ -1,0 +1,239 @@
+"""The training step, and the loop around it.
+
+One update sees a global batch, in sub-batches: each is normalised by its own statistics (as in the original, where a GPU
+held 4 clips), gradients are summed over them, and the running moments move once (st-resnet `cnn_train_dag.m`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from configs import dump
+from shards.draws import key_of
+from shards.order import State, steps_for
+from shards.split import Split
+from stmul.batchnorm import commit_moments
+from stmul.checkpoint import Checkpoint, load, restore, save
+from stmul.config import Config
+from stmul.errors import TrainingError
+from stmul.loading import Batch, training_batch, training_stream
+from stmul.network import TwoStream
+from stmul.runs import Run
+from stmul.schedule import parameter_groups, rate
+
+
+def scores(network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """Class scores (B, K) of each head: the two of a TwoStream, the one of a stream alone."""
+    if isinstance(network, TwoStream):
+        maps = network(batch.rgb_BTCHW, batch.flow_BTCHW)
+    else:
+        maps = (network(batch.rgb_BTCHW if batch.rgb_BTCHW is not None else batch.flow_BTCHW),)
+    return tuple(map_BKTHW.mean((2, 3, 4)) for map_BKTHW in maps)
+
+
+def step(
+    network: nn.Module, batches: Iterable[Batch], optimizer: SGD, *, clips: int, seed: int, moments_rate: float, clip_norm: float
+) -> tuple[Tensor, Tensor]:
+    """One update from the sub-batches of `clips` clips; returns the summed loss and the right answers before it.
+
+    The loss of a clip is the sum over heads of the cross-entropy. Dropout is a function of (seed, position).
+    """
+    optimizer.zero_grad(set_to_none=True)
+    losses, right = [], []
+    for batch in batches:
+        torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
+        heads = scores(network, batch)
+        loss = torch.stack([cross_entropy(head_BK, batch.labels_B, reduction="sum") for head_BK in heads]).sum()
+        (loss / clips).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        right.append((torch.stack(heads).mean(0).argmax(1) == batch.labels_B).sum())
+    if clip_norm:
+        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+    optimizer.step()
+    commit_moments(network, moments_rate)
+    return torch.stack(losses).sum(), torch.stack(right).sum()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a display may show after each step."""
+
+    stage: str
+    step: int  # done
+    steps: int
+    epoch: float
+    loss: float  # mean of the epoch so far
+    top1: float
+    clips_per_second: float
+    data_wait: float  # part of the time spent waiting for clips
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class Meter:
+    """Sums over the epoch under way."""
+
+    loss: float = 0.0
+    right: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    timed: int = 0  # clips since the stage was begun or continued
+
+    def row(self, stage: str, epoch: int, step: int, learning_rate: float) -> dict[str, Any]:
+        """A line of the log; `seconds` and what follows are of this session's part of the epoch."""
+        return {
+            "stage": stage,
+            "epoch": epoch,
+            "step": step,
+            "loss": self.loss / self.clips,
+            "top1": self.right / self.clips,
+            "lr": learning_rate,
+            "clips_per_second": self.timed / max(self.seconds, 1e-9),
+            "data_wait": self.waited / max(self.seconds, 1e-9),
+            "seconds": self.seconds,
+        }
+
+
+def train_stage(
+    stage: str,
+    network: nn.Module,
+    config: Config,
+    split: Split,
+    run: Run,
+    *,
+    device: torch.device,
+    watch: Watch,
+    log: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Trains `network` in place to the end of `stage`, from the stage's newest checkpoint if there is one.
+
+    Returns False where `stop()` asked to end early; a checkpoint of that step has then been written.
+    """
+    recipe, batch = getattr(config.train, stage), config.train.batch
+    count = len(split.index("train"))
+    steps = steps_for(recipe.epochs, count=count, batch=batch)
+    optimizer = SGD(
+        parameter_groups(network, config.train.weight_decay), lr=recipe.rates[0], momentum=config.train.momentum
+    )
+    begun, state, meter = _resume(stage, network, optimizer, run)
+    network.train()
+    with training_stream(split, config, stage, pinned=device.type == "cuda", start=state) as stream:
+        for number in range(begun, steps):
+            learning_rate = rate(number, steps, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["scale"]
+            begin = time.perf_counter()
+            waits: list[float] = []
+            batches = (training_batch(one.to(device), config, recipe, stage) for one in timed(stream.step(), waits))
+            loss, right = step(
+                network,
+                batches,
+                optimizer,
+                clips=batch,
+                seed=key_of(config.train.seed, stage),
+                moments_rate=config.train.moments_rate,
+                clip_norm=config.train.clip_norm,
+            )
+            meter = _counted(meter, float(loss), int(right), batch, time.perf_counter() - begin, sum(waits))
+            _must_be_finite(meter, stage, number, run)
+            epoch = min(recipe.epochs, (number + 1) * batch // count)
+            ended = epoch > min(recipe.epochs, number * batch // count) or number + 1 == steps
+            stopping = stop() and number + 1 < steps
+            row = meter.row(stage, epoch, number + 1, learning_rate)
+            watch(_progress(row, stage, number + 1, steps, (number + 1) * batch / count))
+            if ended:
+                log(row)
+                meter = Meter()
+            if ended or stopping:
+                path = run.folder / stage / (f"epoch-{epoch:04d}.pt" if ended else "stopped.pt")
+                save(path, _checkpoint(stage, epoch, number + 1, config, split, stream.state(), meter, network, optimizer))
+                _tidy(run, stage, config.train.keep, stopped=not ended)
+            if stopping:
+                return False
+    return True
+
+
+def timed(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:
+    """The same items; the seconds that each was waited for are added to `waits`."""
+    while True:
+        begin = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        waits.append(time.perf_counter() - begin)
+        yield item
+
+
+def _resume(stage: str, network: nn.Module, optimizer: SGD, run: Run) -> tuple[int, State | None, Meter]:
+    path = run.newest(stage)
+    if path is None:
+        return 0, None, Meter()
+    checkpoint = load(path)
+    restore(network, checkpoint.network, path)
+    optimizer.load_state_dict(dict(checkpoint.optimizer))
+    loss, right, clips = checkpoint.sums
+    return checkpoint.step, State.from_json(checkpoint.loader), Meter(loss=loss, right=right, clips=clips)
+
+
+def _counted(meter: Meter, loss: float, right: int, clips: int, seconds: float, waited: float) -> Meter:
+    return Meter(
+        loss=meter.loss + loss,
+        right=meter.right + right,
+        clips=meter.clips + clips,
+        seconds=meter.seconds + seconds,
+        waited=meter.waited + waited,
+        timed=meter.timed + clips,
+    )
+
+
+def _must_be_finite(meter: Meter, stage: str, number: int, run: Run) -> None:
+    if meter.loss != meter.loss or meter.loss in (float("inf"), float("-inf")):
+        raise TrainingError(
+            f"{run.folder}: the loss of stage {stage} is {meter.loss} at step {number + 1}."
+            f" Lower the rate (--set train.{stage}.rates=[...]) or bound the gradient (--set train.clip_norm=10);"
+            f" the checkpoints before it are whole"
+        )
+
+
+def _progress(row: dict[str, Any], stage: str, done: int, steps: int, epoch: float) -> Progress:
+    kept = {name: row[name] for name in ("loss", "top1", "clips_per_second", "data_wait")}
+    return Progress(stage=stage, step=done, steps=steps, epoch=epoch, **kept)
+
+
+def _checkpoint(
+    stage: str, epoch: int, done: int, config: Config, split: Split, state: State, meter: Meter, network: nn.Module, optimizer: SGD
+) -> Checkpoint:
+    return Checkpoint(
+        stage=stage,
+        epoch=epoch,
+        step=done,
+        config=dump(config),
+        dataset=split.manifest.dataset,
+        split=split.manifest.split,
+        classes=list(split.manifest.classes),
+        loader=state.to_json(),
+        sums=(meter.loss, meter.right, meter.clips),
+        network=network.state_dict(),
+        optimizer=optimizer.state_dict(),
+        torch_rng=torch.get_rng_state(),
+    )
+
+
+def _tidy(run: Run, stage: str, keep: int, *, stopped: bool) -> None:
+    for path in list(run.checkpoints(stage).values())[:-keep]:
+        path.unlink()
+    if not stopped:
+        (run.folder / stage / "stopped.pt").unlink(missing_ok=True)
