@@ -110,7 +110,7 @@ def evaluate(
 ) -> Results:
     """Scores of every clip of `part`, once each, in the order of the records.
 
-    Raises EvaluationError if any clip was missed or met twice, or if a score is not finite.
+    Raises EvaluationError if any clip was missed or met twice, ResultsError if a score is not finite.
     """
     for network in networks.all():
         network.eval()
@@ -127,24 +127,22 @@ def evaluate(
     if sorted(found) != list(range(count)):
         raise EvaluationError(f"{split.location}: {len(found)} of {count} {part} clips were scored")
     heads = {head: np.stack([found[record][head] for record in range(count)]) for head in found[0]}
-    for head, scores_NK in heads.items():
-        if not np.isfinite(scores_NK).all():
-            raise EvaluationError(f"{run}: head {head} gives scores that are not finite; was the training diverging?")
-    manifest = split.manifest
+    manifest, settings = split.manifest, config.evaluate
     return Results(
+        run=run,
+        epoch=epoch,
         dataset=manifest.dataset,
         split=manifest.split,
         part=part,
         digest=manifest.parts[part].digest,
+        protocol=settings.protocol,
+        frames=settings.frames,
+        mirror=settings.mirror,
+        expected=count,
         classes=manifest.classes,
         names=tuple(names[record][0] for record in range(count)),
-        labels=np.array([names[record][1] for record in range(count)]),
+        labels=np.array([names[record][1] for record in range(count)], dtype=np.int32),
         heads=fused(heads),
-        expected=count,
-        scored=len(found),
-        protocol=config.evaluate.model_dump(),
-        run=run,
-        epoch=epoch,
     )
 
 

@@ -71,7 +71,7 @@ class Progress:
     steps: int
     epoch: float
     loss: float  # mean of the epoch so far
-    top1: float
+    accuracy: float  # top-1 of the training clips seen in the epoch
     clips_per_second: float
     data_wait: float  # part of the time spent waiting for clips
 
@@ -97,7 +97,7 @@ class Meter:
             "epoch": epoch,
             "step": step,
             "loss": self.loss / self.clips,
-            "top1": self.right / self.clips,
+            "accuracy": self.right / self.clips,
             "lr": learning_rate,
             "clips_per_second": self.timed / max(self.seconds, 1e-9),
             "data_wait": self.waited / max(self.seconds, 1e-9),
@@ -209,7 +209,7 @@ def _must_be_finite(meter: Meter, stage: str, number: int, run: Run) -> None:
 
 
 def _progress(row: dict[str, Any], stage: str, done: int, steps: int, epoch: float) -> Progress:
-    kept = {name: row[name] for name in ("loss", "top1", "clips_per_second", "data_wait")}
+    kept = {name: row[name] for name in ("loss", "accuracy", "clips_per_second", "data_wait")}
     return Progress(stage=stage, step=done, steps=steps, epoch=epoch, **kept)
 
 

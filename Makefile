@@ -1,0 +1,73 @@
+# Each target installs what it needs into .venv, and is one line that you could type yourself.
+PYTHON ?= python3
+BIN := .venv/bin
+STMUL := $(BIN)/stmul
+SPLIT ?= 1
+option = $(if $($(1)),$(2) "$($(1))")
+setting = $(if $($(1)),--set "$(2)=$($(1))")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo shards lmdb train evaluate report test tests check lint types bench
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback  LIMIT=n  CLASSES=a,b'
+	@echo '  CONFIG=name or file  SHARDS=folder, LMDB, http:// or s3:// URL  STAGES=auto|scratch|imagenet|base|joint  ARGS="..."'
+
+setup: .venv/.installed  ## install into .venv
+
+setup-dev: .venv/.installed-dev
+
+.venv/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or later, or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; $(PYTHON) is `$(PYTHON) --version`. Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks venv. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing into .venv (PyTorch among it: about 6 GB, some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## draw videos, build shards, train, test, write a report: minutes, no GPU
+	$(STMUL) preprocess shards -c demo --split $(SPLIT) $(ARGS)
+	$(STMUL) train -c demo
+	$(STMUL) test
+
+shards: setup  ## videos -> tar shards of SPLIT (DATASET= DATA= FLOW= LIMIT= CLASSES=)
+	$(STMUL) preprocess shards $(call option,CONFIG,-c) --split $(SPLIT) $(call option,DATASET,--dataset) \
+	  $(call option,DATA,--root) $(call option,FLOW,--flow) $(call option,LIMIT,--limit) $(call option,CLASSES,--classes) $(ARGS)
+
+lmdb: setup  ## the shards built last (or SHARDS=) as an LMDB beside them
+	$(STMUL) shards copy $(if $(SHARDS),"$(SHARDS)","$$($(STMUL) shards latest)") \
+	  $(if $(SHARDS),"$(SHARDS).lmdb","$$($(STMUL) shards latest).lmdb")
+
+train: setup  ## train on the shards built last, or SHARDS=
+	$(STMUL) train $(call option,CONFIG,-c) $(call setting,SHARDS,data.shards) $(call setting,STAGES,train.stages) $(ARGS)
+
+evaluate: setup  ## test the network of the newest run
+	$(STMUL) test $(ARGS)
+
+report: setup  ## write the newest run's report again
+	$(STMUL) report $(ARGS)
+
+test: tests  ## the project's tests, then the network of the newest run, if there is one
+	@if ls experiment/*/run.json >/dev/null 2>&1; then $(STMUL) test $(ARGS); else echo "no run to test yet: make demo, or make train"; fi
+
+tests: setup-dev
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term:skip-covered
+
+check: lint types tests  ## everything a change must pass
+
+lint: setup-dev  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-dev  ## mypy --strict on the packages
+	$(BIN)/mypy
+
+bench: setup-dev  ## measure; figures go to docs/benchmarks/
+	$(BIN)/python -m tests.bench.loader $(ARGS)

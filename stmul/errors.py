@@ -1,0 +1,31 @@
+"""What can go wrong with networks, weights and runs, split by what the caller can do about it."""
+
+from __future__ import annotations
+
+
+class StmulError(Exception):
+    """Base of all errors of training and testing; the message says where, what was found and expected, what to do."""
+
+
+class NetworkError(StmulError):
+    """Settings, batches or masks that a network cannot be made of or fed with."""
+
+
+class WeightsError(StmulError):
+    """Weights that do not fit the network they are for, or a file that holds none."""
+
+
+class CheckpointError(StmulError):
+    """A saved run that cannot be found, read or continued."""
+
+
+class RunError(StmulError):
+    """A run that does not exist or cannot be told apart."""
+
+
+class TrainingError(StmulError):
+    """A training that cannot begin or go on."""
+
+
+class EvaluationError(StmulError):
+    """Clips that cannot be scored, or scores that cannot be right."""
