@@ -56,10 +56,10 @@ def pool_of(config: Config) -> int:
 def build(stage: str, config: Config, classes: int) -> nn.Module:
     """The network of a stage, drawn at random as a function of (seed, stage)."""
     torch.manual_seed(config.train.seed * len(STAGES) + STAGES.index(stage))
-    sizes = {"stack": config.data.stack, "classes": classes, "pool": pool_of(config)}
+    stack, pool = config.data.stack, pool_of(config)
     if stage == "joint":
-        return TwoStream(config.network, **sizes)
-    return single(config.network, stage, **sizes)
+        return TwoStream(config.network, stack=stack, classes=classes, pool=pool)
+    return single(config.network, stage, stack=stack, classes=classes, pool=pool)  # type: ignore[arg-type]
 
 
 def find_start(config: Config, split: Split) -> Start:
@@ -157,12 +157,7 @@ def train_stages(
     states = dict(start.states)
     classes = len(split.manifest.classes)
     for stage in start.stages:
-        network = build(stage, config, classes)
-        if stage == "joint" and "joint" not in states and set(STREAMS) <= states.keys():
-            _join(network, states, config, classes, say)
-        elif stage in states:
-            _begin(network, states[stage], say)
-        network.to(device)
+        network = _begun(stage, states, config, classes, say).to(device)
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not train_stage(stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop):
@@ -172,23 +167,22 @@ def train_stages(
     return True
 
 
-def _join(network: nn.Module, states: Mapping[str, State], config: Config, classes: int, say: Callable[[str], None]) -> None:
-    assert isinstance(network, TwoStream)
-    streams = {}
-    for stream in STREAMS:
-        alone = build(stream, config, classes)
-        _begin(alone, states[stream], say)
-        assert isinstance(alone, Stream)
-        streams[stream] = alone
-    join(network, streams["appearance"], streams["motion"])
-
-
-def _begin(network: nn.Module, state: State, say: Callable[[str], None]) -> None:
-    """Loads a starting state; a classifier of other classes is left as drawn, and said so."""
-    state, replaced = fitted(state, network)
-    for name in replaced:
-        say(f"{name}: another number of classes; drawn anew")
-    restore(network, state, "starting weights")
+def _begun(
+    stage: str, states: Mapping[str, State], config: Config, classes: int, say: Callable[[str], None]
+) -> nn.Module:
+    """The network of a stage with what it starts from; a classifier of other classes is left as drawn, and said so."""
+    if stage == "joint" and stage not in states and set(STREAMS) <= states.keys():
+        appearance, motion = (_begun(stream, states, config, classes, say) for stream in STREAMS)
+        assert isinstance(appearance, Stream)
+        assert isinstance(motion, Stream)
+        return join(config.network, appearance, motion)
+    network = build(stage, config, classes)
+    if stage in states:
+        state, replaced = fitted(states[stage], network)
+        for name in replaced:
+            say(f"{stage}: {name} is for another number of classes; drawn anew")
+        restore(network, state, f"starting weights of stage {stage}")
+    return network
 
 
 def load_networks(run: Run, config: Config, classes: tuple[str, ...], *, epoch: int, device: torch.device) -> tuple[Networks, int]:
