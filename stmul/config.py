@@ -9,8 +9,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from configs import Settings
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]$")]  # a residual unit by its name in the papers: 2b, 3b, ...
+Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]{1,2}$")]  # a residual unit by its name in the papers: 2b, 3b, ...
 UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # stages 2 .. 5
+
+
+def unit_names(depth: int) -> tuple[str, ...]:
+    """The residual units of a ResNet in their order: 2a, 2b, ... 5c; after z comes aa."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    ends = [*letters, *(f"a{letter}" for letter in letters)]
+    return tuple(f"{stage}{end}" for stage, count in enumerate(UNITS[depth], 2) for end in ends[:count])
 
 
 class StreamNetwork(Settings):
@@ -50,6 +58,18 @@ class Network(Settings):
                     f"operator {self.operator} joins streams of equal channels; appearance is depth {one.depth} width"
                     f" {one.width}, motion is depth {other.depth} width {other.width}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def units_exist(self) -> Self:
+        depth = min(self.appearance.depth, self.motion.depth)
+        names = [
+            name for name in unit_names(depth) if name in unit_names(max(self.appearance.depth, self.motion.depth))
+        ]
+        if missing := [name for name in self.temporal.units if name not in names]:
+            raise ValueError(f"temporal.units {missing}: units of both streams are {', '.join(names)}")
+        if self.operator != "none" and (missing := [name for name in self.gated if name not in names[1:]]):
+            raise ValueError(f"gated {missing}: units that follow another in both streams are {', '.join(names[1:])}")
         return self
 
 
@@ -100,6 +120,7 @@ class Train(Settings):
     imagenet: str = ""  # torchvision state dict for both streams; empty: torchvision's download, if reachable
     batch: PositiveInt = 128  # clips of one update
     sub_batch: PositiveInt = 4  # clips that share BatchNorm statistics, and a stride
+    groups: NonNegativeInt = 0  # sub-batches in one forward; 0: as many as the memory holds
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 5e-4  # on convolution weights only
     moments_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05  # of BatchNorm's running moments

@@ -8,7 +8,7 @@ class StmulError(Exception):
 
 
 class NetworkError(StmulError):
-    """Settings, batches or masks that a network cannot be made of or fed with."""
+    """Settings, inputs or masks that a network cannot be made of or fed with."""
 
 
 class WeightsError(StmulError):
@@ -16,15 +16,15 @@ class WeightsError(StmulError):
 
 
 class CheckpointError(StmulError):
-    """A saved run that cannot be found, read or continued."""
+    """A saved state of training that cannot be found, read or continued."""
 
 
 class RunError(StmulError):
-    """A run that does not exist or cannot be told apart."""
+    """A run's folder that cannot be found or made."""
 
 
 class TrainingError(StmulError):
-    """A training that cannot begin or go on."""
+    """A training that cannot go on."""
 
 
 class EvaluationError(StmulError):

@@ -1,0 +1,186 @@
+"""Cutting, resizing, mirroring and centring frames on the device, alike for both streams.
+
+Resizing is defined by a matrix for each axis, as Pillow's BILINEAR filter with a box: a triangle as wide as the step
+between output pixels, at least one input pixel, so it averages when shrinking and interpolates when growing; taps reach
+over the box's edge, but not over the picture's. Mirroring also turns motion to the right into motion to the
+left: q becomes 255 - q.
+
+Shapes: F frames, P flow planes (x0 y0 x1 y1 ...), C channels, H W positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shards.draws import Draws
+
+FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
+FLOW_TOP = 255.0
+BORDER = 0.25  # of the room between crop and frame, that corners are drawn from
+SCALES = (256 / 224, 1.0, 192 / 224, 168 / 224)  # sides of `multiscale`, over the crop's
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a frame is looked at: a box in pixels of the RGB frame, fractions allowed, and whether it is mirrored."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+    mirror: bool = False
+
+    def mirrored(self) -> View:
+        """The mirror image of the same box."""
+        return replace(self, mirror=not self.mirror)
+
+
+def whole_view(height: int, width: int) -> View:
+    """The whole frame."""
+    return View(0.0, 0.0, float(height), float(width))
+
+
+class Box(NamedTuple):
+    """A box of whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def independent(height: int, width: int, size: int, draws: Draws, quadrants: int) -> Box:
+    """Height and width drawn by themselves from 0.75 to 1.25 of the crop, corner near the border (`f25noCtr`)."""
+    tall, wide = (round(min(size * draws.uniform(0.75, 1.25), side)) for side in (height, width))
+    return _near_border(height, width, tall, wide, draws, quadrants)
+
+
+def border(height: int, width: int, size: int, draws: Draws, quadrants: int) -> Box:
+    """The crop's own size, corner near the border."""
+    return _near_border(height, width, min(size, height), min(size, width), draws, quadrants)
+
+
+def multiscale(height: int, width: int, size: int, draws: Draws, quadrants: int) -> Box:
+    """Sides from four scales, at most one step apart, in one of the four corners or the centre."""
+    pairs = [(i, j) for i in range(len(SCALES)) for j in range(len(SCALES)) if abs(i - j) <= 1]
+    i, j = pairs[draws.integer(0, len(pairs) - 1)]
+    tall, wide = min(round(SCALES[i] * size), height), min(round(SCALES[j] * size), width)
+    places = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]
+    down, across = places[draws.integer(0, len(places) - 1)]
+    return Box(int((height - tall) * down), int((width - wide) * across), tall, wide)
+
+
+def anywhere(height: int, width: int, size: int, draws: Draws, quadrants: int) -> Box:
+    """The crop's own size, every place alike likely."""
+    tall, wide = min(size, height), min(size, width)
+    return Box(draws.integer(0, height - tall), draws.integer(0, width - wide), tall, wide)
+
+
+def centre(height: int, width: int, size: int, draws: Draws, quadrants: int) -> Box:
+    """The crop's own size in the middle; nothing is drawn."""
+    tall, wide = min(size, height), min(size, width)
+    return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
+
+
+def _near_border(height: int, width: int, tall: int, wide: int, draws: Draws, quadrants: int) -> Box:
+    quadrant = draws.integer(0, quadrants - 1)
+    # Two quadrants, as released: top left and bottom right.
+    down, across = (quadrant, quadrant) if quadrants == 2 else divmod(quadrant, 2)
+    top, left = (draws.uniform(0.0, BORDER) + (1.0 - BORDER) * far for far in (down, across))
+    return Box(int((height - tall) * top), int((width - wide) * left), tall, wide)
+
+
+CROPS: dict[str, Callable[[int, int, int, Draws, int], Box]] = {
+    "independent": independent,
+    "border": border,
+    "multiscale": multiscale,
+    "random": anywhere,
+    "centre": centre,
+}
+
+
+def crop_view(
+    method: str, height: int, width: int, size: int, draws: Draws, *, original_crop_corners: bool = False
+) -> View:
+    """A view of a frame of `height` x `width` pixels, to be resized to `size`, drawn by `method` (a key of CROPS).
+
+    Boxes never leave the frame: a side longer than the frame's is the frame's. Mirrored half of the time, but `centre`
+    never. With `original_crop_corners` only corners top left and bottom right are drawn, a quirk of the released code.
+    """
+    mirror = method != "centre" and draws.flag()
+    box = CROPS[method](height, width, size, draws, 2 if original_crop_corners else 4)
+    return View(float(box.top), float(box.left), float(box.top + box.height), float(box.left + box.width), mirror)
+
+
+def resize_matrix(
+    size_in: int, start: float, stop: float, size_out: int, *, device: torch.device | None = None
+) -> Tensor:
+    """Weights (size_out, size_in), float32, that resize `start` .. `stop` of an axis to `size_out` pixels.
+
+    Each row sums to 1. The box lies within 0 .. size_in and may begin and end within a pixel.
+    """
+    step = (stop - start) / size_out
+    support = max(step, 1.0)
+    centres = start + step * (torch.arange(size_out, dtype=torch.float64, device=device) + 0.5)
+    pixels = torch.arange(size_in, dtype=torch.float64, device=device) + 0.5
+    weights = (1.0 - (pixels - centres[:, None]).abs() / support).clamp(min=0.0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def apply_view(
+    rgb_FHWC: Tensor,
+    flow_PHW: Tensor,
+    view: View,
+    *,
+    size: int | None,
+    frame: tuple[int, int],
+    rgb_mean: tuple[float, float, float],
+) -> tuple[Tensor, Tensor]:
+    """The view of all frames and planes, float32, mean subtracted: (F, 3, S, S) and (P, S, S).
+
+    `size` None keeps the size of the box in RGB pixels: the whole frame is then unchanged, and flow stored at another
+    scale gets the frame's size. `frame` is the height and width that the view's box is counted in. Input is uint8 or
+    float, 0..255, and stays as it is.
+    """
+    tall, wide = (size, size) if size is not None else (round(view.bottom - view.top), round(view.right - view.left))
+    with torch.autocast(rgb_FHWC.device.type, enabled=False):
+        rgb_FCHW = _look(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
+        flow_PHW = _look(flow_PHW, view, frame, tall, wide)
+        rgb_FCHW -= torch.tensor(rgb_mean, device=rgb_FCHW.device)[:, None, None]
+        if view.mirror:
+            flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
+        flow_PHW -= FLOW_MEAN
+    return rgb_FCHW, flow_PHW
+
+
+def _look(planes: Tensor, view: View, frame: tuple[int, int], tall: int, wide: int) -> Tensor:
+    """The view of planes (..., H, W), as float32 of its own memory."""
+    height, width = planes.shape[-2:]
+    down, across = height / frame[0], width / frame[1]
+    rows, row_weights = _axis(height, view.top * down, view.bottom * down, tall, planes.device)
+    columns, column_weights = _axis(width, view.left * across, view.right * across, wide, planes.device)
+    seen = planes[..., rows, columns].float()
+    if column_weights is not None:
+        seen = seen @ (column_weights.flip(0) if view.mirror else column_weights).T
+    elif view.mirror:
+        seen = seen.flip(-1)
+    if row_weights is not None:
+        seen = row_weights @ seen
+    return (
+        seen.clone(memory_format=torch.contiguous_format) if seen.data_ptr() == planes.data_ptr() else seen.contiguous()
+    )
+
+
+def _axis(size_in: int, start: float, stop: float, size_out: int, device: torch.device) -> tuple[slice, Tensor | None]:
+    """The part of an axis that a box reaches, and its weights; None where it is taken over as it is."""
+    if stop - start == size_out and start == int(start):
+        return slice(int(start), int(stop)), None
+    support = max((stop - start) / size_out, 1.0)
+    first, last = max(0, math.floor(start - support)), min(size_in, math.ceil(stop + support))
+    return slice(first, last), resize_matrix(last - first, start - first, stop - first, size_out, device=device)
