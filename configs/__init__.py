@@ -1,4 +1,4 @@
-"""Settings: typed, frozen trees read from YAML by name or path, then changed by `key=value`; wrong input is one clear line.
+"""Settings: typed, frozen trees read from YAML by name or path, then changed by `key=value`; mistakes are clear lines.
 
 A file has one top-level section per reader: `preprocess` for building shards, the others for training and testing.
 Each reader takes its own sections and leaves those that it is told belong to others.
@@ -6,24 +6,38 @@ Each reader takes its own sections and leaves those that it is told belong to ot
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from configs import text
+from configs.mistakes import annotation, lines, nearest
+
+__all__ = ["SECTIONS", "Settings", "SettingsError", "dump", "load", "names", "nearest"]
 
 FOLDER = Path(__file__).parent
 SECTIONS = ("preprocess", "network", "data", "train", "evaluate", "experiment")
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base of all settings: frozen, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+    other_names: ClassVar[Mapping[str, str]] = {}  # words people try -> the setting they mean, from this section
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def numbers_are_no_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        """The value; true and false are not taken for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise PydanticCustomError("float_type", "a number")
+        return value
 
 
 class SettingsError(ValueError):
@@ -31,6 +45,8 @@ class SettingsError(ValueError):
 
 
 S = TypeVar("S", bound=Settings)
+Tree = dict[str, Any]
+Layer = tuple[str, Tree]  # a source's name for messages, and what it says
 
 
 def names() -> list[str]:
@@ -41,73 +57,107 @@ def names() -> list[str]:
 def load(root: type[S], source: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
     """The settings in `source` (a shipped name or a path; None for all defaults) with `overrides` (`a.b=c`) on top.
 
-    Sections of the file that `root` lacks but another command reads are left alone.
+    A file may build on another: `extends: name or path` (relative to the file). A section changes what it names and
+    leaves the rest at its defaults. Sections of the file that `root` lacks but another command reads are left alone.
     Raises SettingsError, one line for each mistake, before anything is done.
     """
-    place, tree = _read(source) if source is not None else ("defaults", {})
+    layers = _layers(source) if source is not None else []
+    tree: Tree = {}
+    for _, said in layers:
+        tree = _merged(tree, said)
     tree = {key: value for key, value in tree.items() if key in root.model_fields or key not in SECTIONS}
-    _validate(root, tree, lambda path: place)
-    changes = [_split(override) for override in overrides]
-    for key, value, _ in changes:
+    _validate(root, tree, lambda path: _layer_of(layers, path))
+    changes: dict[str, str] = {}  # key -> the override as given; the last one of a key counts
+    for override in overrides:
+        key, value = _split(root, override)
+        changes[key] = override
         _put(tree, key.split("."), value)
 
     def blame(path: str) -> str:
-        guilty = [text for key, _, text in changes if key == path or path.startswith(key + ".")]
-        guilty = guilty or [text for key, _, text in changes if not path or key.startswith(path + ".")]
-        return ", ".join(f"--set {text}" for text in guilty) or place
+        above = [said for key, said in changes.items() if key == path or path.startswith(key + ".")]
+        below = [said for key, said in changes.items() if not path or key.startswith(path + ".")]
+        return ", ".join(f"--set {said}" for said in above or below) or _layer_of(layers, path)
 
     return _validate(root, tree, blame)
 
 
 def dump(settings: Settings) -> str:
     """The whole tree as YAML, as it is written beside results; `load` reads it back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text.write(settings.model_dump(mode="json"))
 
 
-def nearest(word: str, words: Sequence[str]) -> str:
-    """`; did you mean X?` for the closest of `words`, or nothing."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
+def _layers(source: str | Path, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """What `source` says, after what it extends."""
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"} and "/" not in str(source):
         path = FOLDER / f"{source}.yaml"
         if not path.exists():
             hint = nearest(str(source), names())
             raise SettingsError(f"no configuration named {str(source)!r}{hint} (shipped: {', '.join(names())})")
-    if not path.is_file():
-        raise SettingsError(f"{path}: no such configuration file (shipped names: {', '.join(names())})")
+    elif beside is not None:
+        path = beside / path
     place = f"configs/{path.name}" if path.parent == FOLDER else str(path)
+    if path.resolve() in seen:
+        raise SettingsError(f"{place}: extends itself, by way of {', '.join(one.name for one in seen)}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{place}: not readable as YAML: {' '.join(str(error).split())}") from error
+        tree = text.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{place}: no readable configuration file ({error.strerror}; shipped names: {', '.join(names())})"
+        ) from error
+    except ValueError as error:
+        raise SettingsError(f"{place}: not readable as YAML: {error}") from error
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise SettingsError(f"{place}: expected sections ({', '.join(SECTIONS)}), found {type(tree).__name__}")
-    if (parent := tree.pop("extends", None)) is not None:
-        _, base = _read(parent)
-        tree = _merged(base, tree)
-    return place, tree
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return [(place, tree)]
+    if not isinstance(parent, str):
+        raise SettingsError(f"{place}: extends: expected a name or a path, found {parent!r}")
+    return [*_layers(parent, path.parent, (*seen, path.resolve())), (place, tree)]
 
 
-def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_of(layers: Sequence[Layer], path: str) -> str:
+    """The source that has the last word on `path`, or on most of it."""
+
+    def known(tree: Any) -> int:
+        depth = 0
+        for key in path.split("."):
+            if not isinstance(tree, dict) or key not in tree:
+                break
+            tree, depth = tree[key], depth + 1
+        return depth
+
+    best = max(range(len(layers)), key=lambda number: (known(layers[number][1]), number), default=None)
+    return "defaults" if best is None else layers[best][0]
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     both = {k: _merged(base[k], v) for k, v in top.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **top, **both}
 
 
-def _split(override: str) -> tuple[str, Any, str]:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+def _split(root: type[Settings], override: str) -> tuple[str, Any]:
+    key, equals, said = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
         raise SettingsError(f"--set {override}: expected key=value, for example train.seed=1")
+    section = key.partition(".")[0]
+    if section in SECTIONS and section not in root.model_fields:
+        here = ", ".join(name for name in SECTIONS if name in root.model_fields)
+        raise SettingsError(f"--set {override}: another command reads {section}; this one reads {here}")
+    kind = annotation(root, key.split("."))
+    words = kind is str or (typing.get_origin(kind) is Literal and isinstance(typing.get_args(kind)[0], str))
+    if words and said[:1] not in {"'", '"'}:
+        return key, said  # text is text, also where it looks like a number: a run named 001
     try:
-        return key.strip(), yaml.safe_load(text), override
-    except yaml.YAMLError:
-        return key.strip(), text, override
+        return key, text.parse(said)
+    except ValueError:
+        return key, said
 
 
-def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _put(tree: Tree, keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
         below = tree.get(key)
         tree[key] = dict(below) if isinstance(below, dict) else {}
@@ -115,61 +165,23 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _validate(root: type[S], tree: Mapping[str, Any], blame: Any) -> S:
+def _validate(root: type[S], tree: Tree, blame: Callable[[str], str]) -> S:
     try:
-        return root.model_validate(tree)
+        return root.model_validate(_completed(root.model_construct(), tree))
     except ValidationError as error:
-        known = list(_paths(root))
-        lines = []
-        for mistake in error.errors():
-            path = ".".join(str(key) for key in mistake["loc"] if not (isinstance(key, str) and "[" in key))
-            place = blame(path)
-            named = f"{path}: " if path and not place.startswith(f"--set {path}=") else ""
-            lines.append(f"{place}: {named}{_explain(mistake, path, known)}")
-        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+        raise SettingsError("\n".join(lines(error, root, blame))) from None
 
 
-EXPECTED = {
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "model_type": "a section",
-    "model_attributes_type": "a section",
-    "dict_type": "a section",
-}
+def _completed(default: Any, tree: Tree) -> Tree:
+    """`tree` with what it does not say taken from `default`, section by section.
 
-
-def _explain(mistake: Any, path: str, known: Sequence[str]) -> str:
-    kind, found = mistake["type"], mistake.get("input")
-    if kind == "extra_forbidden":
-        leaf = path.rpartition(".")[2]
-        by_leaf = {name.rpartition(".")[2]: name for name in known}
-        hint = nearest(path, known) or (f"; did you mean {by_leaf[leaf]}?" if leaf in by_leaf else "")
-        return f"no such setting{hint}"
-    if kind == "missing":
-        return "expected a value, found none"
-    if kind == "value_error":
-        return str(mistake["ctx"]["error"])
-    expected = EXPECTED.get(kind) or mistake["msg"].replace("Input should be ", "").replace("Input should have", "to have")
-    return f"expected {expected}, found {found!r}"
-
-
-def _paths(root: type[BaseModel], above: str = "") -> Iterator[str]:
-    for name, field in root.model_fields.items():
-        yield above + name
-        for kind in _models(field.annotation):
-            yield from _paths(kind, f"{above}{name}.")
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        for part in typing.get_args(annotation):
-            yield from _models(part)
+    pydantic would complete a section from its class, and forget what the section above gives it as defaults.
+    """
+    whole: Tree = dict(default.__dict__)
+    for key, value in tree.items():
+        section = isinstance(whole.get(key), Settings)
+        if section and isinstance(value, dict):
+            whole[key] = _completed(whole[key], value)
+        elif not (section and value is None):  # a section with nothing in it says nothing
+            whole[key] = value
+    return whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -98,6 +98,8 @@ class Data(Settings):
 class Recipe(Settings):
     """How one stage is trained."""
 
+    other_names: ClassVar = {"lr": "rates", "learning_rate": "rates"}
+
     epochs: NonNegativeInt
     rates: tuple[PositiveFloat, ...]  # steps: each for epochs / len(rates) epochs; cosine: the first is the peak
     schedule: Literal["steps", "cosine"] = "steps"
@@ -113,6 +115,8 @@ class Recipe(Settings):
 
 class Train(Settings):
     """Stochastic gradient descent in stages: appearance and motion alone, then both joined."""
+
+    other_names: ClassVar = {"lr": "joint.rates", "learning_rate": "joint.rates", "epochs": "joint.epochs"}
 
     seed: NonNegativeInt = 1
     stages: Literal["auto", "scratch", "imagenet", "base", "joint"] = "auto"
