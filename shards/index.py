@@ -1,0 +1,359 @@
+"""The table of a part: one mapped file that says where in its shards every record and every frame lies.
+
+    header   128 bytes: magic, version, counts, start of each section, size of the file, CRCs of the columns and itself
+    columns  labels i4 (N,), frames u4 (N,), shards u4 (N,): what an order needs, without touching anything else
+    rows     N of 136 bytes: places in the shard, sizes, SHA-256; each with a CRC over itself, its columns and its key
+    names    the keys, UTF-8, one after the other
+    tables   u4: for each record flow ends, flow CRCs, rgb ends, rgb CRCs; each stream's pair has a CRC in the row
+
+Little-endian; sections start at multiples of 8 and can be read as ranges. It opens in O(1): the size is checked before
+the file is mapped (a cut file would kill the process later), all else where it is used. Places are those in the tar
+shards whatever the store: a split has the same index as tar, LMDB and loose files, and it can be made again from the
+tars alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import CorruptRecordError, FormatError, ShardError, TruncatedShardError, UnreachableError
+from shards.format import CLS, FLOW, INDEX, MEMBERS, RGB, Members, crc32c, decode, key_of, name_of, record_sha256
+from shards.record import Blob, Frames, Table
+from shards.tar import Member, Read, members
+from shards.whole import whole
+
+MAGIC = b"STMULIDX"
+VERSION = 1
+HEADER_SIZE = 128
+
+# magic, version, size of a row, records, shards; starts of labels, frames, shards, rows, names, tables, size of the
+# file; CRCs of the three columns
+_HEADER = struct.Struct("<8sII QI4x 7Q 3I24x")
+_COLUMNS = struct.Struct("<iII")  # label, frames, shard
+# start and length of the key, fps, SHA-256, offset of cls, offset and size of header, start of the tables in words;
+# then for flow and rgb: offset, size, width, height, components, CRC of the tables
+_ROW = struct.Struct("<QI2I32sQQIQ QIHHII QIHHII")
+_ROW_SIZE = _ROW.size + 8  # CRC, four zeros
+_WORD = np.dtype("<u4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StreamPlace:
+    """Where the JPEGs of one stream of a record lie: image i is bytes ends[i - 1] .. ends[i] from `offset`."""
+
+    offset: int  # of the first JPEG in the shard
+    size: int
+    width: int  # pixels
+    height: int
+    components: int
+    ends: Table
+    crcs: Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Row:
+    """What the index says about one record. Offsets are bytes from the start of its tar shard."""
+
+    record: int  # its position in the part, 0 .. N-1
+    key: str
+    label: int
+    shard: int  # number of its shard
+    frames: int
+    sha256: bytes  # 32 bytes, of the record
+    fps: tuple[int, int]
+    cls_offset: int
+    header_offset: int
+    header_size: int
+    flow: StreamPlace
+    rgb: StreamPlace
+
+    @property
+    def name(self) -> str:
+        """The video's name."""
+        return name_of(self.key)
+
+    def span(self, member: str) -> tuple[int, int]:
+        """Start and stop of one of the four members in the shard."""
+        start, size = {
+            CLS: (self.cls_offset, len(str(self.label))),
+            INDEX: (self.header_offset, self.header_size),
+            FLOW: (self.flow.offset, self.flow.size),
+            RGB: (self.rgb.offset, self.rgb.size),
+        }[member]
+        return start, start + size
+
+
+class Index:
+    """The rows of a part. Reading is safe in threads; arrays handed out stay valid after `close`."""
+
+    def __init__(self, data: Blob | mmap.mmap, where: str) -> None:
+        self.where = where
+        fields = _header(bytes(data[:HEADER_SIZE]), len(data), where)
+        self._count: int = fields[3]
+        self.shards: int = fields[4]  # how many there are, empty ones too
+        *self._starts, self._size = fields[5:12]
+        self._column_crcs = fields[12:15]
+        self._data: Blob | mmap.mmap | None = data
+        self._checked: dict[int, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        """How many records."""
+        return self._count
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.row, range(self._count))
+
+    def row(self, record: int) -> Row:
+        """The row of a record, its tables views of the file. Raises CorruptRecordError where a CRC differs."""
+        if not 0 <= record < self._count:
+            raise IndexError(f"{self.where}: record {record} of {self._count}")
+        data = self._bytes()
+        start = self._starts[3] + record * _ROW_SIZE
+        row = data[start : start + _ROW_SIZE]
+        values = _ROW.unpack_from(row)
+        label, frames, shard = (int(self._column(column)[record]) for column in range(3))
+        key_start = self._starts[4] + values[0]
+        key = bytes(data[key_start : key_start + values[1]]) if key_start + values[1] <= self._starts[5] else b""
+        found = crc32c(_COLUMNS.pack(label, frames, shard) + row[: _ROW.size] + key)
+        expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
+        if found != expected:
+            raise self._corrupt(f"row {record}", found, expected)
+        tables = self._starts[5] + 4 * values[8]
+        flow = self._stream(values[9:15], tables, 2 * (frames - 1), f"row {record}, flow table")
+        rgb = self._stream(values[15:21], tables + 16 * (frames - 1), frames, f"row {record}, rgb table")
+        return Row(
+            record=record,
+            key=key.decode(),
+            label=label,
+            shard=shard,
+            frames=frames,
+            sha256=values[4],
+            fps=values[2:4],
+            cls_offset=values[5],
+            header_offset=values[6],
+            header_size=values[7],
+            flow=flow,
+            rgb=rgb,
+        )
+
+    def labels(self) -> NDArray[np.int32]:
+        """The label of every record, (N,); a view of the file."""
+        return self._column(0)
+
+    def frames(self) -> NDArray[np.uint32]:
+        """How many frames every record has, (N,); a view of the file."""
+        return self._column(1)
+
+    def shard_of(self) -> NDArray[np.uint32]:
+        """The shard of every record, (N,); a view of the file."""
+        return self._column(2)
+
+    def close(self) -> None:
+        """Ends reading. What was handed out keeps the mapping alive until it is gone itself."""
+        self._data = None
+        self._checked = {}
+
+    def _bytes(self) -> Any:
+        if self._data is None:
+            raise ShardError(f"{self.where}: already closed")
+        return self._data
+
+    def _column(self, column: int) -> NDArray[Any]:
+        known = self._checked.get(column)
+        if known is None:
+            known = np.frombuffer(self._bytes(), ("<i4", _WORD, _WORD)[column], self._count, self._starts[column])
+            if (found := crc32c(known.data.cast("B"))) != (expected := self._column_crcs[column]):
+                raise self._corrupt(f"column {('labels', 'frames', 'shards')[column]}", found, expected)
+            self._checked[column] = known
+        return known
+
+    def _stream(self, values: tuple[int, ...], start: int, count: int, named: str) -> StreamPlace:
+        offset, size, width, height, components, expected = values
+        if start + 8 * count > self._size:
+            raise FormatError(f"{self.where}: {named} ends behind the file. {_REBUILD}")
+        table = np.frombuffer(self._bytes(), _WORD, 2 * count, start)
+        if (found := crc32c(table.data.cast("B"))) != expected:
+            raise self._corrupt(named, found, expected)
+        return StreamPlace(
+            offset=offset,
+            size=size,
+            width=width,
+            height=height,
+            components=components,
+            ends=table[:count],
+            crcs=table[count:],
+        )
+
+    def _corrupt(self, named: str, found: int, expected: int) -> CorruptRecordError:
+        return CorruptRecordError(f"{self.where}: {named}: checksum {found:08x}, expected {expected:08x}. {_REBUILD}")
+
+
+_REBUILD = "Copy the index again, or make it again from the shards with: stmul shards verify --repair"
+
+
+def open_index(path: Path) -> Index:
+    """The index at `path`, mapped. Raises TruncatedShardError, FormatError, CorruptRecordError, UnreachableError."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _header(file.read(HEADER_SIZE), size, str(path))  # before mapping: a cut file must not be touched
+            return Index(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), str(path))
+    except OSError as error:
+        raise UnreachableError(f"{path}: cannot be read: {error.strerror}. {_REBUILD}") from error
+
+
+def parse_index_bytes(data: Blob, where: str) -> Index:
+    """The index that `data` is: a file read from afar. Raises as `open_index`."""
+    return Index(data, where)
+
+
+def write_index(path: Path, rows: Sequence[Row], shards: int | None = None) -> None:
+    """Writes the index of a part, whole or not at all: `rows` in order, `shards` in all (None: up to the last used)."""
+    columns = np.zeros((3, len(rows)), _WORD)
+    packed, names, words, highest = bytearray(), bytearray(), 0, 0
+    for record, row in enumerate(rows):
+        if row.record != record:
+            raise FormatError(f"{path}: row {record} says that it is record {row.record}")
+        key, column = row.key.encode(), _COLUMNS.pack(row.label, row.frames, row.shard)
+        columns[:, record] = np.frombuffer(column, _WORD)
+        values = _ROW.pack(
+            *(len(names), len(key), *row.fps, row.sha256, row.cls_offset, row.header_offset, row.header_size, words),
+            *_stream_values(row.flow),
+            *_stream_values(row.rgb),
+        )
+        packed += values + crc32c(column + values + key).to_bytes(8, "little")
+        names += key
+        words += 2 * (len(row.flow.ends) + len(row.rgb.ends))
+        highest = max(highest, row.shard + 1)
+    sections = [*(column.tobytes() for column in columns), bytes(packed), bytes(names)]
+    starts = [HEADER_SIZE]
+    for section in sections:
+        starts.append(starts[-1] + _padded(len(section)))
+    crcs = [crc32c(section) for section in sections[:3]]
+    count = highest if shards is None else shards
+    header = _HEADER.pack(MAGIC, VERSION, _ROW_SIZE, len(rows), count, *starts, starts[-1] + 4 * words, *crcs)
+    with whole(path) as file:
+        file.write(header + crc32c(header).to_bytes(4, "little"))
+        for section in sections:
+            file.write(section + bytes(_padded(len(section)) - len(section)))
+        for row in rows:
+            file.write(_tables(row.flow) + _tables(row.rgb))
+
+
+def index_tar(read: Read, size: int, shard: int, where: str) -> list[Row]:
+    """The rows of the records in a tar, from the tar alone, numbered from 0; every byte of every record is checked.
+
+    Raises TruncatedShardError, CorruptRecordError, FormatError: a record's members must lie together, in their order.
+    """
+    rows: list[Row] = []
+    for places in records_of(members(read, size, where), where):
+        blobs = {member: read(place.offset, place.offset + place.size) for member, place in places.items()}
+        key = places[CLS].name.partition(".")[0]
+        rows.append(located(row_of(key, blobs, record=len(rows), shard=shard, where=where), places))
+    if len({row.key for row in rows}) != len(rows):
+        raise FormatError(f"{where}: two records of one key; build this shard again")
+    return rows
+
+
+def records_of(listing: Iterator[Member], where: str) -> Iterator[dict[str, Member]]:
+    """The members of a tar record by record, by the member's name. Raises FormatError where one is out of place."""
+    key, places = "", dict[str, Member]()
+    for place in listing:
+        found_key, _, found = place.name.partition(".")
+        expected = MEMBERS[len(places)]
+        if found != expected or (places and found_key != key):
+            wanted = f"{key}.{expected}" if places else f"<key>.{expected}"
+            raise FormatError(f"{where}: found {place.name!r} at byte {place.offset}, expected {wanted}")
+        key, places[found] = found_key, place
+        if len(places) == len(MEMBERS):
+            yield places
+            places = {}
+    if places:
+        raise FormatError(f"{where}: record {key!r} lacks {MEMBERS[len(places)]} and what follows it")
+
+
+def row_of(key: str, blobs: Members, *, record: int, shard: int, where: str) -> Row:
+    """The row of a record that lies nowhere yet; raises where its bytes or its key are not those of a whole record."""
+    content = decode(blobs, f"{where}: record {key!r}")
+    if key_of(content.name) != key:
+        raise FormatError(f"{where}: record {key!r} holds {content.name!r}, whose key is {key_of(content.name)!r}")
+    return Row(
+        record=record,
+        key=key,
+        label=content.label,
+        shard=shard,
+        frames=content.frames,
+        sha256=record_sha256(blobs),
+        fps=content.fps,
+        cls_offset=0,
+        header_offset=0,
+        header_size=len(blobs[INDEX]),
+        flow=_stream_place(content.flow),
+        rgb=_stream_place(content.rgb),
+    )
+
+
+def located(row: Row, places: Mapping[str, Member]) -> Row:
+    """`row` with its record's members at `places` in the shard."""
+    return replace(
+        row,
+        cls_offset=places[CLS].offset,
+        header_offset=places[INDEX].offset,
+        flow=replace(row.flow, offset=places[FLOW].offset),
+        rgb=replace(row.rgb, offset=places[RGB].offset),
+    )
+
+
+def _stream_place(frames: Frames) -> StreamPlace:
+    return StreamPlace(
+        offset=0,
+        size=len(frames.blob),
+        width=frames.width,
+        height=frames.height,
+        components=frames.components,
+        ends=frames.ends,
+        crcs=frames.crcs,
+    )
+
+
+def _header(data: bytes, size: int, where: str) -> tuple[Any, ...]:
+    if len(data) < HEADER_SIZE:
+        raise TruncatedShardError(f"{where}: {size} bytes, an index has at least {HEADER_SIZE}. {_REBUILD}")
+    fields = _HEADER.unpack_from(data)
+    if fields[0] != MAGIC:
+        raise FormatError(f"{where}: not an index of shards. {_REBUILD}")
+    found, expected = crc32c(data[: _HEADER.size]), int.from_bytes(data[_HEADER.size : HEADER_SIZE], "little")
+    if found != expected:
+        raise CorruptRecordError(f"{where}: header: checksum {found:08x}, expected {expected:08x}. {_REBUILD}")
+    if fields[1:3] != (VERSION, _ROW_SIZE):
+        raise FormatError(f"{where}: version {fields[1]}, this program reads {VERSION}; update the program")
+    if size != fields[11]:
+        kind = TruncatedShardError if size < fields[11] else FormatError
+        raise kind(f"{where}: {size} bytes, expected {fields[11]}. {_REBUILD}")
+    count, starts = fields[3], fields[5:12]
+    sizes = (4 * count, 4 * count, 4 * count, _ROW_SIZE * count, 0, 0)
+    if starts[0] != HEADER_SIZE or any(a + b > c for a, b, c in zip(starts[:-1], sizes, starts[1:], strict=True)):
+        raise FormatError(f"{where}: its sections overlap. {_REBUILD}")
+    return fields
+
+
+def _stream_values(place: StreamPlace) -> tuple[int, ...]:
+    crc = crc32c(_tables(place))
+    return place.offset, place.size, place.width, place.height, place.components, crc
+
+
+def _tables(place: StreamPlace) -> bytes:
+    return place.ends.astype(_WORD).tobytes() + place.crcs.astype(_WORD).tobytes()
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8

@@ -1,0 +1,206 @@
+"""Records -> shards, index and manifest: each file whole or absent, the manifest last, equal input giving equal bytes.
+
+Processes may pack shards side by side (`pack_shard`); one `PartWriter` then puts their rows together. Which record goes
+into which shard is decided beforehand (`shard_slots`), so that one that fails or is repaired later moves no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from shards.errors import FormatError
+from shards.format import MEMBERS, Members, dataset_digest, split_digest
+from shards.index import Row, located, records_of, row_of, write_index
+from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, write_manifest
+from shards.manifest import shard_name as shard_name
+from shards.tar import members
+from shards.whole import sync_folder, unwritable
+from shards.whole import whole as whole
+
+OWNER = "stmul"  # in every tar header, whoever writes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A shard that was written: the file and its rows, numbered from 0."""
+
+    file: ShardFile
+    rows: tuple[Row, ...]
+
+
+def shard_slots(keys: Sequence[str], per_shard: int) -> list[list[str]]:
+    """Which keys go into which shard: permuted by a hash of the key, then cut into `per_shard` each.
+
+    Official lists are sorted by class; a shard should not be. The hash alone decides, whatever the order of `keys`.
+    """
+    if per_shard < 1:
+        raise ValueError(f"per_shard {per_shard}: a shard holds at least one record")
+    order = sorted(keys, key=lambda key: (hashlib.sha256(key.encode()).digest(), key))
+    return [order[start : start + per_shard] for start in range(0, len(order), per_shard)]
+
+
+def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int | None = None) -> Packed:
+    """Writes a tar of `records` (key, members), whole or not at all; what was written, with its checksums.
+
+    Records are checked, written and forgotten one at a time. `shard` is the shard's number (None: the one in its name).
+    Raises FormatError or CorruptRecordError for a record that is not whole, ShardError where the disk is full.
+    """
+    from webdataset import TarWriter  # takes seconds and loads torch: only those who write pay for it
+
+    number, rows, keys = _number(path) if shard is None else shard, list[Row](), set[str]()
+    with whole(path) as file:
+        hashed = _Hashed(file)
+        # Without times, and with fixed owners and modes: equal records give equal bytes. The writer sorts members by
+        # name, which is their order; a name too long for a plain header gets an extended one.
+        tar = TarWriter(hashed, user=OWNER, group=OWNER, mode=0o444, mtime=0, encoder=False, compress=False)
+        for key, blobs in records:
+            if key in keys:
+                raise FormatError(f"{path}: a second record with the key {key!r}; the names of videos must differ")
+            keys.add(key)
+            rows.append(row_of(key, blobs, record=len(rows), shard=number, where=str(path)))
+            tar.write({"__key__": key, **{member: bytes(blobs[member]) for member in MEMBERS}})
+        tar.close()
+        file.flush()
+        rows = _located(rows, Path(file.name), hashed.size)
+    written = ShardFile(name=path.name, size=hashed.size, sha256=hashed.digest.hexdigest(), records=len(rows))
+    return Packed(file=written, rows=tuple(rows))
+
+
+def write_shard(path: Path, records: Iterable[tuple[str, Members]]) -> list[Row]:
+    """`pack_shard` for those who want the rows alone."""
+    return list(pack_shard(path, records).rows)
+
+
+class PartWriter:
+    """Puts a part together, shard by shard, in the folder of its split."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.folder, self.part = folder, part
+        self._files: list[ShardFile] = []
+        self._rows: list[Row] = []
+
+    def write(self, records: Iterable[tuple[str, Members]]) -> Packed:
+        """Packs `records` as the next shard."""
+        number = len(self._files)
+        packed = pack_shard(self.folder / shard_name(self.part, number), records, shard=number)
+        self.add(packed)
+        return packed
+
+    def add(self, packed: Packed) -> None:
+        """Takes over a shard that was packed elsewhere as the next one; it must have its number."""
+        number, first = len(self._files), len(self._rows)
+        if packed.file.name != shard_name(self.part, number) or any(row.shard != number for row in packed.rows):
+            raise FormatError(f"{self.folder}: {packed.file.name} cannot follow {number} shards of {self.part}")
+        self._files.append(packed.file)
+        self._rows += [replace(row, record=first + i) for i, row in enumerate(packed.rows)]
+
+    def finish(self) -> Part:
+        """Writes the index. Raises FormatError where two records share a key."""
+        return finish_part(self.folder, self.part, self._rows, tuple(self._files), len(self._files))
+
+
+def finish_part(folder: Path, part: str, rows: Sequence[Row], files: tuple[ShardFile, ...], shards: int) -> Part:
+    """Writes the index of a part whose bytes are stored in `files`; what the manifest says about it."""
+    if len({row.key for row in rows}) != len(rows):
+        seen = set[str]()
+        twice = next(row.key for row in rows if row.key in seen or seen.add(row.key))  # type: ignore[func-returns-value]
+        raise FormatError(f"{folder}: {part} has two records with the key {twice!r}; the names of videos must differ")
+    path = folder / index_name(part)
+    write_index(path, rows, shards)
+    data = path.read_bytes()
+    return Part(
+        shards=files,
+        index=ShardFile(name=path.name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), records=len(rows)),
+        records=len(rows),
+        frames=sum(row.frames for row in rows),
+        digest=dataset_digest((row.key, row.label, row.sha256) for row in rows),
+    )
+
+
+def finish_split(
+    folder: Path,
+    *,
+    dataset: str,
+    split: int,
+    classes: Sequence[str],
+    made: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    store: Literal["tar", "lmdb", "files"] = "tar",
+) -> Manifest:
+    """Writes the manifest, which makes the split complete."""
+    manifest = Manifest(
+        dataset=dataset,
+        split=split,
+        classes=tuple(classes),
+        parts=dict(parts),
+        made=dict(made),
+        store=store,
+        digest=split_digest({name: part.digest for name, part in parts.items()}),
+    )
+    write_manifest(folder / NAME, manifest)
+    return manifest
+
+
+def write_split(
+    folder: Path,
+    *,
+    dataset: str,
+    split: int,
+    classes: Sequence[str],
+    made: Mapping[str, Any],
+    parts: Mapping[str, Iterable[Iterable[tuple[str, Members]]]],
+) -> Manifest:
+    """Writes a split: each part's shards (an iterable of records for each), its index, then the manifest.
+
+    Holds one record at a time, and the rows. An older manifest in `folder` goes first, so that what is half written
+    never passes for whole. Raises as `pack_shard`.
+    """
+    start_split(folder)
+    finished = {}
+    for part, shards in parts.items():
+        writer = PartWriter(folder, part)
+        for records in shards:
+            writer.write(records)
+        finished[part] = writer.finish()
+    return finish_split(folder, dataset=dataset, split=split, classes=classes, made=made, parts=finished)
+
+
+def start_split(folder: Path) -> None:
+    """Makes the folder, and takes away an older manifest. Raises ShardError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NAME).unlink(missing_ok=True)
+        sync_folder(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+class _Hashed:
+    """A file to write through: its SHA-256 and its size are known at the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest, self.size, self._file = hashlib.sha256(), 0, file
+
+    def write(self, data: bytes) -> int:
+        """Writes all of `data`."""
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+def _located(rows: Sequence[Row], path: Path, size: int) -> list[Row]:
+    """The rows with the places where their members lie in the tar at `path`, as its headers say."""
+    with path.open("rb") as file:
+        listing = members(lambda start, stop: os.pread(file.fileno(), stop - start, start), size, str(path))
+        return [located(row, places) for row, places in zip(rows, records_of(listing, str(path)), strict=True)]
+
+
+def _number(path: Path) -> int:
+    found = re.search(r"-(\d+)\.tar$", path.name)
+    return int(found[1]) if found else 0
