@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from configs import Settings
 
@@ -30,11 +30,21 @@ class Drawn(Settings):
     """The drawn demo set: its size and its seed."""
 
     seed: NonNegativeInt = 1
-    train: PositiveInt = 320  # clips, a multiple of 16 cells
-    test: PositiveInt = 128
+    train: Annotated[int, Field(ge=32, multiple_of=16)] = 320  # clips of each split; a group has 16, one of each cell
+    test: Annotated[int, Field(ge=16, multiple_of=16)] = 128
     frames: Annotated[int, Field(ge=12)] = 48
-    width: Annotated[int, Field(ge=64)] = 96  # pixels
-    height: Annotated[int, Field(ge=64)] = 72
+    width: Annotated[int, Field(ge=64, multiple_of=2)] = 96  # pixels
+    height: Annotated[int, Field(ge=64, multiple_of=2)] = 72
+
+    @model_validator(mode="after")
+    def groups_suffice(self) -> Self:
+        if self.train < 2 * self.test:
+            raise ValueError(f"train {self.train}: expected at least twice test {self.test}: three splits test in turn")
+        if self.train + self.test > 99 * 16:
+            raise ValueError(f"train {self.train} and test {self.test}: expected at most 99 groups of 16 clips in all")
+        if self.width < self.height:
+            raise ValueError(f"width {self.width}: expected at least the height, {self.height}")
+        return self
 
 
 class Preprocess(Settings):

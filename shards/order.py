@@ -81,7 +81,7 @@ def sub_batches(step: int, *, batch: int, sub_batch: int, rank: int = 0, world: 
 
 def steps_for(epochs: float, *, count: int, batch: int) -> int:
     """Steps that visit every record `epochs` times at least: positions are rounded up to whole batches."""
-    return -(-int(round(epochs * count)) // batch)
+    return -(-round(epochs * count) // batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

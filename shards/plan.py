@@ -22,9 +22,7 @@ class Piece:
 def image_ranges(blob: str, offset: int, place: StreamPlace, images: Sequence[int]) -> list[Range]:
     """The byte ranges of `images` (numbers of JPEGs of a stream that begins at `offset` of `blob`)."""
     ends = place.ends
-    return [
-        Range(blob, offset + (int(ends[image - 1]) if image else 0), offset + int(ends[image])) for image in images
-    ]
+    return [Range(blob, offset + (int(ends[image - 1]) if image else 0), offset + int(ends[image])) for image in images]
 
 
 def coalesce(wanted: Sequence[Range], gap: int) -> tuple[list[Range], list[Piece]]:

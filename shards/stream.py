@@ -1,8 +1,8 @@
 """Clips in their order, read ahead and checked, not yet decoded.
 
-Order, choice of frames and reads are decided by pure functions (`order`, `plan`, the caller's choice); here they meet the
-store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame used and
-hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
+Order, choice of frames and reads are decided by pure functions (`order`, `plan`, the caller's choice); here they meet
+the store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame used
+and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def read_clips(split: Split, part: str, wanted: Sequence[tuple[int, int, C]]) ->
     jpegs = iter(zip(cut(split.store.fetch(reads), pieces), ranges, strict=True))
     clips = []
     for row, (position, _, chosen) in zip(rows, wanted, strict=True):
+        images = pair_images(chosen.pairs).tolist()
         rgb = [_checked(split, row, "rgb", row.rgb, image, next(jpegs)) for image in chosen.frames.tolist()]
-        flow = [_checked(split, row, "flow", row.flow, image, next(jpegs)) for image in pair_images(chosen.pairs).tolist()]
+        flow = [_checked(split, row, "flow", row.flow, image, next(jpegs)) for image in images]
         clips.append(Clip(position=position, row=row, chosen=chosen, rgb=tuple(rgb), flow=tuple(flow)))
     return clips
 
@@ -156,9 +157,7 @@ class TrainingStream(Generic[C, Out]):
 
     def _tasks(self, step: int) -> Iterator[range]:
         while True:
-            yield from sub_batches(
-                step, batch=self.batch, sub_batch=self.sub_batch, rank=self.rank, world=self.world
-            )
+            yield from sub_batches(step, batch=self.batch, sub_batch=self.sub_batch, rank=self.rank, world=self.world)
             step += 1
 
     def _work(self, positions: range) -> Out:

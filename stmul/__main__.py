@@ -1,4 +1,4 @@
-"""The one command: `stmul`, also `python -m stmul`. Groups and commands are found by name and loaded when they are used."""
+"""The one command: `stmul`, also `python -m stmul`. Commands are found by name and loaded when they are used."""
 
 from __future__ import annotations
 

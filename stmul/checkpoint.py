@@ -52,7 +52,7 @@ def load(path: Path) -> Checkpoint:
         fields = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); delete it to use the one before") from error
+        raise CheckpointError(f"{path}: not a checkpoint ({reason}); delete it to use the one before") from error
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise CheckpointError(f"{path}: expected a checkpoint of schema {SCHEMA}, found {found!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,8 @@ def gathered(
         "pre_trained_epoch": pre_trained_epoch,
     }
     # Quoted: YAML would read `yes` as true and a run called 7 as a number.
-    changes = [f"experiment.{key}={value if isinstance(value, int) else repr(value)}" for key, value in named.items() if value is not None]
-    return [*overrides, *changes]
+    given = {key: value for key, value in named.items() if value is not None}
+    return [*overrides, *(f"experiment.{key}={json.dumps(value)}" for key, value in given.items())]
 
 
 def _opened(config: Config) -> Split:
@@ -98,7 +99,8 @@ def train(cfg: str | None, fresh: bool, **options: Any) -> None:
             cfg = name
         clips = ", ".join(f"{part.records} {name}" for name, part in manifest.parts.items())
         click.echo(f"shards    {split.location}")
-        click.echo(f"data set  {manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes, clips: {clips}")
+        named = f"{manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes"
+        click.echo(f"data set  {named}, clips: {clips}")
         _train(config, split, name=Path(cfg or manifest.dataset).stem, fresh=fresh)
 
 
@@ -118,9 +120,10 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
         done = train_stages(
             config, split, run, start, device=device, watch=watch, log=log, stop=stop, say=lambda text: click.echo(text)
         )
-    click.echo(f"done      {run.folder}; test it with: stmul test -i {run.id}" if done else "stopped; run the same command to go on")
     if not done:
+        click.echo("stopped; run the same command to go on")
         raise SystemExit(130)
+    click.echo(f"done      {run.folder}; test it with: stmul test -i {run.id}")
 
 
 @click.command()

@@ -45,12 +45,12 @@ def stacks(instants: Numbers, n: int, stack: int) -> Numbers:
     """The pairs about each instant, (T, L); in a video shorter than a stack the first and last pair repeat."""
     if n < 2:
         return np.full((len(instants), stack), NO_PAIR, dtype=np.int64)
-    pairs = instants[:, None] + np.arange(-(stack // 2), stack // 2)
-    return np.clip(pairs, 0, n - 2)
+    pairs: Numbers = instants[:, None] + np.arange(-(stack // 2), stack // 2)
+    return pairs.clip(0, n - 2)
 
 
 def evenly(among: range, count: int) -> Numbers:
-    """`count` of the numbers in `among` (step 1), evenly spread, ends included, rounded half up; repeated if too few."""
+    """`count` of the numbers in `among` (step 1), evenly spread, ends included, rounded half up; too few repeat."""
     if count == 1:
         return np.array([among[(len(among) - 1) // 2]], dtype=np.int64)
     steps, last = count - 1, len(among) - 1

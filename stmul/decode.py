@@ -58,7 +58,10 @@ class Decoded:
 
 
 def decode(clips: Sequence[Clip[Instants]], *, pinned: bool = False) -> Decoded:
-    """The clips decoded into one arena, in their order. Raises CorruptRecordError where a JPEG is not what its record says."""
+    """The clips decoded into one arena, in their order.
+
+    Raises CorruptRecordError where a JPEG is not what its record says.
+    """
     placed, size = [], 0
     for clip in clips:
         row, chosen = clip.row, clip.chosen

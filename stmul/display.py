@@ -37,7 +37,8 @@ def training_display(console: Console) -> Iterator[Watch]:
     if not console.is_terminal:
         yield _plain(console)
         return
-    columns = (TextColumn("{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), Measured())
+    name = TextColumn("{task.description:<10}")
+    columns = (name, BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), Measured())
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         tasks: dict[str, Any] = {}
 

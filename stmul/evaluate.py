@@ -1,8 +1,8 @@
 """From videos to class scores: views of each video -> score maps -> their mean, every clip exactly once.
 
-The dense protocol is the released code's (st-resnet `STMuNet_test.m`): 25 instants spread evenly, whole frames and their
-mirror images, all instants in one forward pass, raw scores averaged over space, time and mirror images; the two streams
-are then averaged with equal weight.
+The dense protocol is the released code's (st-resnet `STMuNet_test.m`): 25 instants spread evenly, whole frames and
+their mirror images, all instants in one forward pass, raw scores averaged over space, time and mirror images; the two
+streams are then averaged with equal weight.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def clip_scores(
     whole = whole_view(height, width)
     for view in (whole, whole.mirrored()) if mirror else (whole,):
         rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width), rgb_mean=rgb_mean)
-        maps = network(rgb_TCHW[None], flow_PHW.unflatten(0, (frames, channels))[None])
+        maps = network(rgb_TCHW[None], flow_PHW.view(1, frames, channels, height, width))
         sums.append(torch.stack([map_BKTHW.mean((0, 2, 3, 4)) for map_BKTHW in maps]))
     appearance, motion = torch.stack(sums).mean(0)
     return appearance, motion
@@ -150,7 +150,7 @@ def fused(heads: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.floa
     """The heads and what their means add: `joint` of the joint network, `late fusion` of the streams trained alone."""
     both = dict(heads)
     if {"appearance alone", "motion alone"} <= heads.keys():
-        both["late fusion"] = (heads["appearance alone"] + heads["motion alone"]) / 2
+        both["late fusion"] = np.float32(0.5) * (heads["appearance alone"] + heads["motion alone"])
     if {"appearance", "motion"} <= heads.keys():
-        both["joint"] = (heads["appearance"] + heads["motion"]) / 2
+        both["joint"] = np.float32(0.5) * (heads["appearance"] + heads["motion"])
     return both

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Batch:
     flow_BTCHW: Tensor | None  # C = 2L, u and v in turn
     labels_B: Tensor
     positions: tuple[int, ...]
+    groups: int = 1  # sub-batches in it, one after the other
 
 
 def threads_of(data: Data) -> int:
@@ -46,9 +48,7 @@ def training_stream(
     """
     data, seed = config.data, config.train.seed
     index = split.index("train")
-    order = Order(
-        count=len(index), seed=seed, kind=data.order, window=data.window, shard_of=index.shard_of()
-    )
+    order = Order(count=len(index), seed=seed, kind=data.order, window=data.window, shard_of=index.shard_of())
 
     def choose(position: int, n: int) -> Instants:
         draws = Draws.of(seed, stage, "window", position)
@@ -99,6 +99,24 @@ def training_batch(decoded: Decoded, config: Config, recipe: Recipe, stage: str)
     )
 
 
+def merged(batches: Iterator[Batch], groups: int) -> Iterator[Batch]:
+    """The sub-batches, `groups` of them at a time in one batch."""
+    while some := list(islice(batches, groups)):
+        rgb = [one.rgb_BTCHW for one in some if one.rgb_BTCHW is not None]
+        flow = [one.flow_BTCHW for one in some if one.flow_BTCHW is not None]
+        yield (
+            some[0]
+            if len(some) == 1
+            else Batch(
+                rgb_BTCHW=torch.cat(rgb) if rgb else None,
+                flow_BTCHW=torch.cat(flow) if flow else None,
+                labels_B=torch.cat([one.labels_B for one in some]),
+                positions=tuple(position for one in some for position in one.positions),
+                groups=len(some),
+            )
+        )
+
+
 def clip_tensors(
     decoded: Decoded, clip: Placed, view: View, *, size: int | None, rgb_mean: tuple[float, float, float]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -117,7 +135,7 @@ def clip_tensors(
     if (clip.flow_of == NO_PAIR).any():  # a video of one frame: nothing moves
         height, width = (size, size) if size else clip.size
         return rgb, torch.zeros(instants, 2 * stack, height, width, device=device)
-    pairs_PCHW = flow_PHW.unflatten(0, (-1, 2))
+    pairs_PCHW = flow_PHW.view(-1, 2, *flow_PHW.shape[-2:])
     flow_TLCHW = pairs_PCHW[torch.from_numpy(clip.flow_of).to(device)]
     return rgb, flow_TLCHW.flatten(1, 2)
 

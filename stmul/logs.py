@@ -17,18 +17,18 @@ def run_log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds a row to the run's log.jsonl and its numbers to TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.folder / "tensorboard"))
 
     def log(row: dict[str, Any]) -> None:
         run.log(row)
         for name, value in row.items():
             if isinstance(value, float):
-                writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
 
     try:
         yield log
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 @contextmanager

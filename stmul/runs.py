@@ -69,8 +69,8 @@ class Run:
 
     def checkpoints(self, stage: str) -> dict[int, Path]:
         """The stage's checkpoints at whole epochs, ascending."""
-        return {int(path.stem.removeprefix("epoch-")): path for path in sorted((self.folder / stage).glob("epoch-*.pt"))}
-
+        paths = sorted((self.folder / stage).glob("epoch-*.pt"))
+        return {int(path.stem.removeprefix("epoch-")): path for path in paths}
 
     def newest(self, stage: str) -> Path | None:
         """The checkpoint that a stopped stage goes on from: the one of the stop, else the last epoch's."""

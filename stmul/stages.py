@@ -49,7 +49,7 @@ def choose_device(experiment: Experiment) -> torch.device:
 
 
 def pool_of(config: Config) -> int:
-    """The side of the last feature map in training, 7 at 224 pixels: the window of the average pool, also in testing."""
+    """The side of the last feature map in training, 7 at 224 pixels: the average pool's window, in testing too."""
     return -(-config.data.crop // 32)
 
 
@@ -159,7 +159,7 @@ def train_stages(
     for stage in start.stages:
         network = _begun(stage, states, config, classes, say).to(device)
         if device.type == "cuda":
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         if not train_stage(stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop):
             return False
         states[stage] = {name: value.cpu() for name, value in network.state_dict().items()}
@@ -185,7 +185,9 @@ def _begun(
     return network
 
 
-def load_networks(run: Run, config: Config, classes: tuple[str, ...], *, epoch: int, device: torch.device) -> tuple[Networks, int]:
+def load_networks(
+    run: Run, config: Config, classes: tuple[str, ...], *, epoch: int, device: torch.device
+) -> tuple[Networks, int]:
     """The run's networks at `epoch` of its joint stage (0: the last), and that epoch; the streams alone where trained.
 
     Raises TrainingError where the checkpoint was trained on other classes than `classes`.

@@ -21,19 +21,17 @@ def summary_table(config: Config, classes: int) -> Table:
     with torch.device("meta"):  # sizes only: nothing is allocated
         network = build("joint", config, classes)
     assert isinstance(network, TwoStream)
-    shown = Table(title=f"{classes} classes, {config.data.frames} instants, crop {config.data.crop}", title_justify="left")
+    title = f"{classes} classes, {config.data.frames} instants, crop {config.data.crop}"
+    shown = Table(title=title, title_justify="left")
     for column in ("unit", "appearance", "motion", "joined", "over time"):
         shown.add_column(column, justify="right" if column in ("appearance", "motion") else "left")
     streams = (network.appearance, network.motion)
     shown.add_row("stem", *(f"{parameters(stream.conv1) + parameters(stream.norm1):,}" for stream in streams), "", "")
     for name in network.order:
-        units = [stream.units[name] if name in stream.units else None for stream in streams]
+        units = [dict(stream.units.items()).get(name) for stream in streams]
         counts = ["" if unit is None else f"{parameters(unit):,}" for unit in units]
-        joined = [
-            words
-            for words, gated in (("motion → appearance", network.gated_appearance), ("appearance → motion", network.gated_motion))
-            if name in gated
-        ]
+        directions = {"motion → appearance": network.gated_appearance, "appearance → motion": network.gated_motion}
+        joined = [words for words, gated in directions.items() if name in gated]
         over_time = config.network.temporal.initial if name in config.network.temporal.units else ""
         shown.add_row(name, *counts, f"{network.operator}: {', '.join(joined)}" if joined else "", over_time)
     shown.add_row("classifier", *(f"{parameters(stream.classifier):,}" for stream in streams), "", "")

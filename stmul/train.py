@@ -1,7 +1,7 @@
 """The training step, and the loop around it.
 
-One update sees a global batch, in sub-batches: each is normalised by its own statistics (as in the original, where a GPU
-held 4 clips), gradients are summed over them, and the running moments move once (st-resnet `cnn_train_dag.m`).
+One update sees a global batch, in sub-batches: each is normalised by its own statistics (as in the original, where a
+GPU held 4 clips), gradients are summed over them, and the running moments move once (st-resnet `cnn_train_dag.m`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from configs import dump
 from shards.draws import key_of
 from shards.order import State, steps_for
 from shards.split import Split
-from stmul.batchnorm import commit_moments
+from stmul.batchnorm import commit_moments, sub_batches
 from stmul.checkpoint import Checkpoint, load, restore, save
 from stmul.config import Config
 from stmul.errors import TrainingError
-from stmul.loading import Batch, training_batch, training_stream
+from stmul.loading import Batch, merged, training_batch, training_stream
+from stmul.memory import groups_at_once
 from stmul.network import TwoStream
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
@@ -40,7 +41,14 @@ def scores(network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def step(
-    network: nn.Module, batches: Iterable[Batch], optimizer: SGD, *, clips: int, seed: int, moments_rate: float, clip_norm: float
+    network: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: SGD,
+    *,
+    clips: int,
+    seed: int,
+    moments_rate: float,
+    clip_norm: float,
 ) -> tuple[Tensor, Tensor]:
     """One update from the sub-batches of `clips` clips; returns the summed loss and the right answers before it.
 
@@ -50,7 +58,8 @@ def step(
     losses, right = [], []
     for batch in batches:
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
-        heads = scores(network, batch)
+        with sub_batches(network, batch.groups):
+            heads = scores(network, batch)
         loss = torch.stack([cross_entropy(head_BK, batch.labels_B, reduction="sum") for head_BK in heads]).sum()
         (loss / clips).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
@@ -127,6 +136,7 @@ def train_stage(
     optimizer = SGD(
         parameter_groups(network, config.train.weight_decay), lr=recipe.rates[0], momentum=config.train.momentum
     )
+    groups = groups_at_once(network, config, stage, device)
     begun, state, meter = _resume(stage, network, optimizer, run)
     network.train()
     with training_stream(split, config, stage, pinned=device.type == "cuda", start=state) as stream:
@@ -139,7 +149,7 @@ def train_stage(
             batches = (training_batch(one.to(device), config, recipe, stage) for one in timed(stream.step(), waits))
             loss, right = step(
                 network,
-                batches,
+                merged(batches, groups),
                 optimizer,
                 clips=batch,
                 seed=key_of(config.train.seed, stage),
@@ -158,7 +168,8 @@ def train_stage(
                 meter = Meter()
             if ended or stopping:
                 path = run.folder / stage / (f"epoch-{epoch:04d}.pt" if ended else "stopped.pt")
-                save(path, _checkpoint(stage, epoch, number + 1, config, split, stream.state(), meter, network, optimizer))
+                place = _Place(stage, epoch, number + 1, stream.state(), meter)
+                save(path, _checkpoint(place, config, split, network, optimizer))
                 _tidy(run, stage, config.train.keep, stopped=not ended)
             if stopping:
                 return False
@@ -213,19 +224,25 @@ def _progress(row: dict[str, Any], stage: str, done: int, steps: int, epoch: flo
     return Progress(stage=stage, step=done, steps=steps, epoch=epoch, **kept)
 
 
-def _checkpoint(
-    stage: str, epoch: int, done: int, config: Config, split: Split, state: State, meter: Meter, network: nn.Module, optimizer: SGD
-) -> Checkpoint:
+class _Place(NamedTuple):
+    stage: str
+    epoch: int
+    step: int
+    state: State
+    meter: Meter
+
+
+def _checkpoint(place: _Place, config: Config, split: Split, network: nn.Module, optimizer: SGD) -> Checkpoint:
     return Checkpoint(
-        stage=stage,
-        epoch=epoch,
-        step=done,
+        stage=place.stage,
+        epoch=place.epoch,
+        step=place.step,
         config=dump(config),
         dataset=split.manifest.dataset,
         split=split.manifest.split,
         classes=list(split.manifest.classes),
-        loader=state.to_json(),
-        sums=(meter.loss, meter.right, meter.clips),
+        loader=place.state.to_json(),
+        sums=(place.meter.loss, place.meter.right, place.meter.clips),
         network=network.state_dict(),
         optimizer=optimizer.state_dict(),
         torch_rng=torch.get_rng_state(),
