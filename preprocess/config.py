@@ -22,7 +22,7 @@ class Flow(Settings):
     """Optical flow between neighbouring frames, computed at the stored size."""
 
     method: Literal["tvl1", "dis", "farneback"] = "tvl1"
-    parameters: dict[str, float] = {}  # of the method, by its own names; empty: its defaults
+    parameters: dict[str, float] = Field(default_factory=dict)  # of the method, by its own names; empty: its defaults
     quality: Quality = 95  # gray JPEG
 
 

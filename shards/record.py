@@ -108,10 +108,9 @@ class Record:
     def __post_init__(self) -> None:
         if len(self.rgb) < 1:
             raise FormatError(f"{self.name}: no frames")
-        if len(self.flow) != 2 * (len(self.rgb) - 1):
-            raise FormatError(
-                f"{self.name}: {len(self.rgb)} frames need {2 * (len(self.rgb) - 1)} flow images, found {len(self.flow)}"
-            )
+        needed = 2 * (len(self.rgb) - 1)
+        if len(self.flow) != needed:
+            raise FormatError(f"{self.name}: {len(self.rgb)} frames need {needed} flow images, found {len(self.flow)}")
         if self.label < 0:
             raise FormatError(f"{self.name}: label {self.label}; labels count from 0")
 

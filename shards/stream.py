@@ -1,8 +1,8 @@
 """Clips in their order, read ahead and checked, not yet decoded.
 
 Order, choice of frames and reads are decided by pure functions (`order`, `plan`, the caller's choice); here they meet
-the store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame used
-and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
+the store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame
+used and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
 """
 
 from __future__ import annotations

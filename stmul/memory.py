@@ -13,7 +13,7 @@ SHARE = 0.6  # of the device's memory that activations may take; the rest is wei
 
 
 def groups_at_once(network: nn.Module, config: Config, stage: str, device: torch.device) -> int:
-    """Sub-batches of one forward: `train.groups`; if that is 0 what fits a GPU, or one on the CPU, where more do not pay.
+    """Sub-batches of one forward: `train.groups`; if that is 0 what fits a GPU, and one on the CPU.
 
     What is learnt does not depend on it, but for the rounding of sums and the drawing of dropout.
     """
