@@ -1,0 +1,223 @@
+"""A record of frames and flow that lie in folders as JPEGs: every byte is taken over as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from preprocess import disk
+from preprocess.config import Preprocess
+from preprocess.errors import VideoError
+from preprocess.frame_folders import FRAME
+from preprocess.listing import Video
+from shards.errors import FormatError
+from shards.record import FlowMade, Frames, Record, Source
+
+COMPONENTS = {"L": 1, "RGB": 3}  # of a JPEG, by Pillow's name of its mode
+TAKEN_OVER = {"taken_over": True}
+END_MARK, END_WITHIN = b"\xff\xd9", 64  # some writers pad behind a JPEG's end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameFiles:
+    """What lies in one folder of frames."""
+
+    frames: tuple[Path, ...]  # in order
+    strays: tuple[Path, ...]  # what is no frame
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Jpegs:
+    """JPEGs of one size."""
+
+    names: tuple[str, ...]
+    bytes: tuple[bytes, ...]
+    width: int  # pixels
+    height: int
+    components: int
+
+
+def record_from_frames(video: Video, settings: Preprocess) -> Record:
+    """The record of a video whose frames and flow were extracted before, their JPEGs byte for byte.
+
+    Where there are as many flow images as frames the last pair is left out. Rate and header count are unknown, and
+    `settings` have no say: they are for what is made anew.
+    Raises VideoError for missing numbers, counts or sizes that do not fit, and what is no JPEG.
+    """
+    if video.flow_path is None:
+        raise VideoError(f"{video.name}: {video.path} has no folders of flow; expected flows/u and flows/v")
+    rgb, u, v = (_jpegs(folder) for folder in (video.path, *video.flow_path))
+    if rgb is None:
+        raise VideoError(
+            f"{video.name}: {video.path} holds no frames; expected frame000001.jpg, img_00001.jpg or 00000.jpg"
+        )
+    pairs = _pairs(video, rgb, u, v)
+    flow = (
+        _interleaved(u, v, pairs)
+        if u and v
+        else Jpegs(names=(), bytes=(), width=rgb.width, height=rgb.height, components=1)
+    )
+    try:
+        streams = _frames(rgb), _frames(flow)
+    except FormatError as error:  # a stream of 4 GiB
+        raise VideoError(f"{video.path}: {error}") from error
+    return Record(
+        name=video.name,
+        label=video.label,
+        class_name=video.class_name,
+        fps=(0, 1),
+        source=_source({"rgb": rgb, "u": u, "v": v}),
+        decoded_frames=len(rgb.bytes),
+        header_frames=0,
+        rgb=streams[0],
+        flow=streams[1],
+        flow_made=FlowMade(
+            method="extracted",
+            parameters={},
+            library="",
+            scale=flow.width / rgb.width,
+            dropped=2 * (len(u.bytes) - pairs) if u else 0,
+        ),
+    )
+
+
+def frame_files(folder: Path) -> FrameFiles:
+    """The numbered JPEGs in `folder` in order, numbered from 0 or 1 without gaps, and whatever else lies there.
+
+    Frames share what stands before the number; of several such prefixes the commonest is theirs. Raises VideoError.
+    """
+    if not folder.is_dir():
+        raise VideoError(f"{folder}: expected a folder of frames, found none; extract the video again")
+    here = disk.entries(folder)
+    numbered = {entry.name: match for entry in here if (match := FRAME.fullmatch(entry.name)) and entry.is_file()}
+    prefixes = Counter(match["prefix"] for match in numbered.values()).most_common(2)
+    if len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]:
+        raise VideoError(
+            f"{folder}: as many files are named {prefixes[0][0]!r} and a number as {prefixes[1][0]!r} and a number;"
+            " expected one kind of frames; move the others away"
+        )
+    by_number: dict[int, Path] = {}
+    for name, match in numbered.items():
+        if match["prefix"] != prefixes[0][0]:
+            continue
+        other = by_number.setdefault(int(match["number"]), folder / name)
+        if other.name != name:
+            raise VideoError(
+                f"{folder}: {other.name} and {name} have one number; expected one frame for each; remove one"
+            )
+    _without_gaps(folder, by_number.keys())
+    frames = tuple(path for _, path in sorted(by_number.items()))
+    taken = {path.name for path in frames}
+    return FrameFiles(frames=frames, strays=tuple(Path(entry.path) for entry in here if entry.name not in taken))
+
+
+def strays(videos: Iterable[Video]) -> Iterator[Path]:
+    """What lies in the folders of `videos` and is no frame: it is ignored, but should be named."""
+    for video in videos:
+        for folder in (video.path, *(video.flow_path or ())):
+            try:
+                yield from frame_files(folder).strays
+            except VideoError:
+                continue  # told when its record is made
+
+
+def _without_gaps(folder: Path, numbers: Iterable[int]) -> None:
+    there = set(numbers)
+    if not there:
+        return
+    first, last = min(1, *there), max(there)
+    missing = last + 1 - first - len(there)
+    if missing:  # the range may be as long as a date that someone took for a number: look no further than is told
+        named = list(islice((number for number in range(first, last + 1) if number not in there), 10))
+        more = f" and {missing - len(named):,} more" if missing > len(named) else ""
+        raise VideoError(
+            f"{folder}: {missing:,} of the frames {first} to {last} are missing: {disk.some(named, 10)}{more};"
+            " expected numbers from 0 or 1 without gaps; extract the video again"
+        )
+
+
+def _jpegs(folder: Path) -> Jpegs | None:
+    """The folder's frames, read; None if it has none."""
+    paths = frame_files(folder).frames
+    if not paths:
+        return None
+    blobs, kinds = [], []
+    for path in paths:
+        try:
+            blob = path.read_bytes()
+        except OSError as error:
+            raise VideoError(f"{path}: expected a frame that can be read, found: {error.strerror}") from error
+        kinds.append(_kind(blob, path))
+        blobs.append(blob)
+        if kinds[-1] != kinds[0]:
+            raise VideoError(
+                f"{path}: {_words(kinds[-1])}, but {paths[0].name} is {_words(kinds[0])};"
+                " expected all frames of a video alike; extract the video again"
+            )
+    width, height, components = kinds[0]
+    names = tuple(path.name for path in paths)
+    return Jpegs(names=names, bytes=tuple(blobs), width=width, height=height, components=components)
+
+
+def _kind(blob: bytes, path: Path) -> tuple[int, int, int]:
+    """Width, height and components from a JPEG's header; the picture itself is not decoded."""
+    try:
+        with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
+            (width, height), mode = image.size, image.mode
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise VideoError(f"{path}: expected a JPEG, found {len(blob)} bytes that are none; extract it again") from error
+    if mode not in COMPONENTS:
+        raise VideoError(f"{path}: expected a JPEG in gray or RGB, found {mode}; extract it again")
+    if END_MARK not in blob[-END_WITHIN:]:
+        raise VideoError(f"{path}: {len(blob)} bytes without the end mark of a JPEG: it is cut off; extract it again")
+    return width, height, COMPONENTS[mode]
+
+
+def _words(kind: tuple[int, int, int]) -> str:
+    return f"{kind[0]}x{kind[1]} with {kind[2]} component{'s' if kind[2] > 1 else ''}"
+
+
+def _pairs(video: Video, rgb: Jpegs, u: Jpegs | None, v: Jpegs | None) -> int:
+    """How many flow pairs the record has: one fewer than frames."""
+    frames = len(rgb.bytes)
+    counts = [len(flow.bytes) if flow else 0 for flow in (u, v)]
+    if counts[0] != counts[1] or counts[0] not in (frames - 1, frames):
+        raise VideoError(
+            f"{video.name}: {frames} frames with {counts[0]} u and {counts[1]} v flow images; expected {frames - 1} or"
+            f" {frames} of each; extract the flow of {video.path} again"
+        )
+    if u and v and (u.width, u.height, u.components) != (v.width, v.height, v.components):
+        raise VideoError(
+            f"{video.name}: u flow is {_words((u.width, u.height, u.components))}, v flow"
+            f" {_words((v.width, v.height, v.components))}; expected both alike; extract the flow again"
+        )
+    return frames - 1
+
+
+def _interleaved(u: Jpegs, v: Jpegs, pairs: int) -> Jpegs:
+    both = tuple(blob for pair in zip(u.bytes[:pairs], v.bytes[:pairs], strict=True) for blob in pair)
+    return Jpegs(names=(), bytes=both, width=u.width, height=u.height, components=u.components)
+
+
+def _frames(jpegs: Jpegs) -> Frames:
+    return Frames.of(
+        jpegs.bytes, width=jpegs.width, height=jpegs.height, components=jpegs.components, encoder=TAKEN_OVER
+    )
+
+
+def _source(streams: dict[str, Jpegs | None]) -> Source:
+    """SHA-256 over every file's stream, name, length and bytes in order, those left out included."""
+    digest, size = hashlib.sha256(), 0
+    for stream, jpegs in streams.items():
+        files: Sequence[tuple[str, bytes]] = list(zip(jpegs.names, jpegs.bytes, strict=True)) if jpegs else []
+        for name, blob in files:
+            digest.update(f"{stream}/{name}\0{len(blob)}\0".encode("utf-8", "surrogateescape") + blob)
+            size += len(blob)
+    return Source(sha256=digest.hexdigest(), bytes=size)
