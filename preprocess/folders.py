@@ -46,7 +46,8 @@ def read_folders(root: Path, split: int, lists: Path | None = None, *, partial: 
         found = disk.videos_below(root, LAYOUTS)
         founds = [("", found)]
         if given:
-            claims = listed(root, found, given, partial)
+            claims, missing = listed(root, found, given, partial)
+            notes += [f"{len(missing):,} listed but left out: {disk.some(missing)}"] if missing else []
             notes += [f"split by {', '.join(path.name for path, _ in given)}"]
         else:
             claims = _hashed([_claim(path, found, "") for path in found.every()], split)

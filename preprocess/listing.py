@@ -152,9 +152,10 @@ def assembled(
     said = [*notes, *([f"{len(absent)} of {len(classes)} classes have no video: {some(absent)}"] if absent else [])]
     for part in PARTS:
         empty = [class_name for class_name in (there if partial else classes) if not counts[part][class_name]]
-        if (empty and not partial) or (part == "train" and len(empty) == len(there)):
+        if (empty and not partial) or not there or (part == "train" and len(empty) == len(there)):
+            lack = empty or list(classes)
             raise DatasetError(
-                f"{name}, split {split}: no video in {part} for {len(empty)} of {len(classes)} classes: {some(empty)};"
+                f"{name}, split {split}: no video in {part} for {len(lack)} of {len(classes)} classes: {some(lack)};"
                 " expected at least one of each class in train and in test; add some, or build the other classes only"
             )
         if empty:

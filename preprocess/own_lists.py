@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from configs import nearest
 from preprocess import disk
@@ -45,17 +44,25 @@ def split_files(places: Sequence[Path], split: int) -> list[tuple[Path, str]]:
     """The files in `places` that say who is in which part, each with its part ("" for a CSV, which says it itself)."""
     for place in places:
         for number in (f"{split:02}", str(split), ""):
-            pair = [(disk.child(place, [f"{part}{number}.txt", f"{part}list{number}.txt"]), part) for part in PARTS]
+            pair = [(disk.child(place, _list_names(part, number)), part) for part in PARTS]
             table = disk.child(place, [f"split{number}.csv", f"videos{number}.csv"])
             if not number:
                 table = table or _only_table(place)
             files = [(path, part) for path, part in pair if path and path.is_file()]
-            files = files if len(files) == len(PARTS) else [(table, "")] if table and table.is_file() else []
+            if len(files) < len(PARTS) and table and table.is_file():
+                files = [(table, "")]
+            elif len(files) == 1:
+                other = next(part for part in PARTS if part != files[0][1])
+                raise DatasetError(f"{place}: {files[0][0].name} is there, but no {other}{number}.txt; expected both")
             if files and not number:
                 only_split_1(split, f"{place} has {files[0][0].name}")
             if files:
                 return files
     return []
+
+
+def _list_names(part: str, number: str) -> list[str]:
+    return [f"{name}{number}.txt" for word in PART_FOLDERS[part] for name in (word, f"{word}list")]
 
 
 def _only_table(place: Path) -> Path | None:
@@ -67,8 +74,8 @@ def _only_table(place: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def listed(root: Path, found: Found, files: Sequence[tuple[Path, str]], partial: bool) -> list[Claim]:
-    """The videos that `files` list. Raises DatasetError for those that are not there, unless `partial`."""
+def listed(root: Path, found: Found, files: Sequence[tuple[Path, str]], partial: bool) -> tuple[list[Claim], list[str]]:
+    """The videos that `files` list, and those that are not there. Raises DatasetError for these, unless `partial`."""
     look_up = _finder(root, found)
     claims: list[Claim] = []
     missing: list[str] = []
@@ -86,7 +93,7 @@ def listed(root: Path, found: Found, files: Sequence[tuple[Path, str]], partial:
             f"{root}: {len(missing):,} of {count:,} listed videos are not there: {disk.some(missing)};"
             " put them there, or take them out of the list"
         )
-    return claims
+    return claims, missing
 
 
 Row = tuple[str, str, str, str]  # where, video, label, part
@@ -111,12 +118,8 @@ def _table(file: Path) -> Iterable[Row]:
             f"{file}, line 1: expected the columns {', '.join(COLUMNS)}, found {disk.some(columns) or 'nothing'};"
             " add a header"
         )
-    reader = _reader(file)
-    next(reader)
-    for cells in reader:
-        if not any(map(str.strip, cells)):
-            continue
-        where = f"{file}, line {reader.line_num}"
+    for number, cells in _rows(file)[1:]:
+        where = f"{file}, line {number}"
         row = dict(zip(columns, map(str.strip, cells), strict=False))
         if not set(COLUMNS) <= row.keys():
             raise DatasetError(f"{where}: expected {len(columns)} cells, found {len(cells)}; mend the line")
@@ -126,19 +129,20 @@ def _table(file: Path) -> Iterable[Row]:
         yield where, row["video"], row["label"], PART_OF[row["set"].lower()]
 
 
-def _reader(file: Path) -> Any:
+def _rows(file: Path) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with their lines."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{file}: expected a CSV in UTF-8 that can be read, found: {error}; write it anew"
-        ) from error
-    header = text.partition("\n")[0]
-    return csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        return [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{file}: expected a CSV in UTF-8, found another file: {error}; write it anew") from error
 
 
 def _columns(file: Path) -> list[str]:
-    return [name.strip().lower() for name in next(_reader(file), [])]
+    rows = _rows(file)
+    return [name.strip().lower() for name in rows[0][1]] if rows else []
 
 
 def _finder(root: Path, found: Found) -> Callable[[str, str], Path | None]:
