@@ -1,0 +1,119 @@
+"""A read-only HTTP server for one folder, with byte ranges and faults on request: `python tests/http_server.py FOLDER`.
+
+Prints its address, then serves until its standard input is closed. Tests start it as a process of its own, because
+obstore's threads and a server's threads in one process wait for each other. The first part of a path may name a fault:
+
+    /NAME            the file, ranges understood        /plain/NAME      ranges ignored, the whole file each time
+    /forbidden/NAME  403                                /private/NAME    401 unless signed in as reader:secret
+    /token/NAME      403 unless the query is ?token=secret
+    /cut/NAME        says the whole size, ends a ranged answer early, every time
+    /requests        how many requests each path has had since the last look, as JSON
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+FAULTS = ("plain", "forbidden", "private", "token", "cut")
+SIGNED_IN = "Basic " + base64.b64encode(b"reader:secret").decode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET for files below `folder`."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 20  # one write for head and body: two would wait for each other (Nagle, delayed ACK)
+    folder: Path
+    counts: ClassVar[collections.Counter[str]] = collections.Counter()
+
+    def do_GET(self) -> None:
+        split = urlsplit(self.path)
+        path = unquote(split.path).lstrip("/")
+        if path == "requests":
+            counts, Handler.counts = Handler.counts, collections.Counter()
+            return self.answer(200, json.dumps(counts).encode())
+        Handler.counts[path] += 1
+        fault, _, rest = path.partition("/")
+        fault, path = (fault, rest) if fault in FAULTS else ("", path)
+        if fault == "forbidden" or (fault == "token" and split.query != "token=secret"):
+            return self.answer(403, b"no")
+        if fault == "private" and self.headers.get("Authorization") != SIGNED_IN:
+            return self.answer(401, b"who are you?", {"WWW-Authenticate": 'Basic realm="shards"'})
+        file = (self.folder / path).resolve()
+        if not file.is_relative_to(self.folder) or not file.is_file():
+            return self.answer(404, b"nothing here")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        data = file.read_bytes()
+        if asked is None or fault == "plain":
+            return self.answer(200, data)
+        start, stop = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
+        if start >= len(data):
+            return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+        part = data[start : start + (stop - start) // 2] if fault == "cut" else data[start:stop]
+        stop = start + len(part)
+        return self.answer(206, part, {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", "ETag": '"1"'})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: the tests' output is theirs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A running server."""
+
+    url: str  # http://127.0.0.1:PORT
+
+    def requests(self) -> dict[str, int]:
+        """How many requests each path has had since the last call."""
+        with urlopen(f"{self.url}/requests", timeout=10) as answer:
+            counts: dict[str, int] = json.load(answer)
+        return counts
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """A server of `folder` in a process of its own, stopped at the end."""
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), "the test server did not start"
+            yield Server(url=url)
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    """Serves the folder named on the command line."""
+    Handler.folder = Path(sys.argv[1]).resolve()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Servers for the tests of what is read from afar: one process each, started when first wanted."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+HTTP_SERVER = Path(__file__).parents[1] / "http_server.py"
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[[Path], object]]:
+    """A function that serves a folder over HTTP until the tests end: `serve(folder).url`."""
+    spec = importlib.util.spec_from_file_location("http_server", HTTP_SERVER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["http_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(module.serving(folder))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an empty S3 server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            _await(url)
+            yield url
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """A function that sets what `aws configure` would, on a machine that has none of it: `aws(AWS_REGION="...")`."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def configure(**settings: str) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+
+    return configure
+
+
+def _await(url: str) -> None:
+    for _ in range(300):
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, ConnectionError):
+            time.sleep(0.1)
+    pytest.fail(f"no server at {url}")
