@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from shards.errors import CorruptRecordError, FormatError, ShardError, TruncatedShardError, UnreachableError
 from shards.format import CLS, FLOW, INDEX, MEMBERS, RGB, Members, crc32c, decode, key_of, name_of, record_sha256
-from shards.record import Blob, Frames, Table
+from shards.record import Blob, Frames, Record, Table
 from shards.tar import Member, Read, members
 from shards.whole import whole
 
@@ -100,7 +100,8 @@ class Index:
         fields = _header(bytes(data[:HEADER_SIZE]), len(data), where)
         self._count: int = fields[3]
         self.shards: int = fields[4]  # how many there are, empty ones too
-        *self._starts, self._size = fields[5:12]
+        *self._starts, size = fields[5:12]
+        self.size: int = size  # bytes of the file
         self._column_crcs = fields[12:15]
         self._data: Blob | mmap.mmap | None = data
         self._checked: dict[int, NDArray[Any]] = {}
@@ -178,7 +179,7 @@ class Index:
 
     def _stream(self, values: tuple[int, ...], start: int, count: int, named: str) -> StreamPlace:
         offset, size, width, height, components, expected = values
-        if start + 8 * count > self._size:
+        if start + 8 * count > self.size:
             raise FormatError(f"{self.where}: {named} ends behind the file. {_REBUILD}")
         table = np.frombuffer(self._bytes(), _WORD, 2 * count, start)
         if (found := crc32c(table.data.cast("B"))) != expected:
@@ -218,11 +219,18 @@ def parse_index_bytes(data: Blob, where: str) -> Index:
 
 def write_index(path: Path, rows: Sequence[Row], shards: int | None = None) -> None:
     """Writes the index of a part, whole or not at all: `rows` in order, `shards` in all (None: up to the last used)."""
+    with whole(path) as file:
+        for piece in index_bytes(rows, shards):
+            file.write(piece)
+
+
+def index_bytes(rows: Sequence[Row], shards: int | None = None) -> Iterator[bytes]:
+    """The bytes of an index, piece by piece. Raises FormatError where the rows are not numbered from 0."""
     columns = np.zeros((3, len(rows)), _WORD)
     packed, names, words, highest = bytearray(), bytearray(), 0, 0
     for record, row in enumerate(rows):
         if row.record != record:
-            raise FormatError(f"{path}: row {record} says that it is record {row.record}")
+            raise FormatError(f"row {record} of an index says that it is record {row.record}")
         key, column = row.key.encode(), _COLUMNS.pack(row.label, row.frames, row.shard)
         columns[:, record] = np.frombuffer(column, _WORD)
         values = _ROW.pack(
@@ -241,12 +249,11 @@ def write_index(path: Path, rows: Sequence[Row], shards: int | None = None) -> N
     crcs = [crc32c(section) for section in sections[:3]]
     count = highest if shards is None else shards
     header = _HEADER.pack(MAGIC, VERSION, _ROW_SIZE, len(rows), count, *starts, starts[-1] + 4 * words, *crcs)
-    with whole(path) as file:
-        file.write(header + crc32c(header).to_bytes(4, "little"))
-        for section in sections:
-            file.write(section + bytes(_padded(len(section)) - len(section)))
-        for row in rows:
-            file.write(_tables(row.flow) + _tables(row.rgb))
+    yield header + crc32c(header).to_bytes(4, "little")
+    for section in sections:
+        yield section + bytes(_padded(len(section)) - len(section))
+    for row in rows:
+        yield _tables(row.flow) + _tables(row.rgb)
 
 
 def index_tar(read: Read, size: int, shard: int, where: str) -> list[Row]:
@@ -254,14 +261,20 @@ def index_tar(read: Read, size: int, shard: int, where: str) -> list[Row]:
 
     Raises TruncatedShardError, CorruptRecordError, FormatError: a record's members must lie together, in their order.
     """
-    rows: list[Row] = []
+    return [row for row, _ in scan_tar(read, size, shard, where)]
+
+
+def scan_tar(read: Read, size: int, shard: int, where: str) -> Iterator[tuple[Row, Record]]:
+    """The rows and the records of a tar, as `index_tar`, one at a time."""
+    keys = set[str]()
     for places in records_of(members(read, size, where), where):
         blobs = {member: read(place.offset, place.offset + place.size) for member, place in places.items()}
         key = places[CLS].name.partition(".")[0]
-        rows.append(located(row_of(key, blobs, record=len(rows), shard=shard, where=where), places))
-    if len({row.key for row in rows}) != len(rows):
-        raise FormatError(f"{where}: two records of one key; build this shard again")
-    return rows
+        record = decode(blobs, f"{where}: record {key!r}")
+        if key in keys:
+            raise FormatError(f"{where}: two records with the key {key!r}; build this shard again")
+        yield located(row_of(key, record, blobs, number=len(keys), shard=shard), places), record
+        keys.add(key)
 
 
 def records_of(listing: Iterator[Member], where: str) -> Iterator[dict[str, Member]]:
@@ -281,24 +294,23 @@ def records_of(listing: Iterator[Member], where: str) -> Iterator[dict[str, Memb
         raise FormatError(f"{where}: record {key!r} lacks {MEMBERS[len(places)]} and what follows it")
 
 
-def row_of(key: str, blobs: Members, *, record: int, shard: int, where: str) -> Row:
-    """The row of a record that lies nowhere yet; raises where its bytes or its key are not those of a whole record."""
-    content = decode(blobs, f"{where}: record {key!r}")
-    if key_of(content.name) != key:
-        raise FormatError(f"{where}: record {key!r} holds {content.name!r}, whose key is {key_of(content.name)!r}")
+def row_of(key: str, record: Record, blobs: Members, *, number: int, shard: int) -> Row:
+    """The row of a record that lies nowhere yet. Raises FormatError where `key` is not that of its name."""
+    if key_of(record.name) != key:
+        raise FormatError(f"record {key!r} holds {record.name!r}, whose key is {key_of(record.name)!r}")
     return Row(
-        record=record,
+        record=number,
         key=key,
-        label=content.label,
+        label=record.label,
         shard=shard,
-        frames=content.frames,
+        frames=record.frames,
         sha256=record_sha256(blobs),
-        fps=content.fps,
+        fps=record.fps,
         cls_offset=0,
         header_offset=0,
         header_size=len(blobs[INDEX]),
-        flow=_stream_place(content.flow),
-        rgb=_stream_place(content.rgb),
+        flow=_stream_place(record.flow),
+        rgb=_stream_place(record.rgb),
     )
 
 

@@ -38,7 +38,7 @@ class ShardFile:
 
     name: str
     size: int  # bytes
-    sha256: str  # hexadecimal
+    sha256: str  # hexadecimal; empty where nobody noted it: a tar alone
     records: int  # of this part, in this file
 
 

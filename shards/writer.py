@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from shards.errors import FormatError
-from shards.format import MEMBERS, Members, dataset_digest, split_digest
+from shards.format import MEMBERS, Members, dataset_digest, decode, split_digest
 from shards.index import Row, located, records_of, row_of, write_index
 from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, write_manifest
 from shards.manifest import shard_name as shard_name
@@ -63,7 +63,8 @@ def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int
             if key in keys:
                 raise FormatError(f"{path}: a second record with the key {key!r}; the names of videos must differ")
             keys.add(key)
-            rows.append(row_of(key, blobs, record=len(rows), shard=number, where=str(path)))
+            record = decode(blobs, f"{path}: record {key!r}")
+            rows.append(row_of(key, record, blobs, number=len(rows), shard=number))
             tar.write({"__key__": key, **{member: bytes(blobs[member]) for member in MEMBERS}})
         tar.close()
         file.flush()

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from shards.index import Row
 from shards.record import Blob
+from shards.tar import Read
 
 Stream = Literal["rgb", "flow"]
 
@@ -40,6 +41,9 @@ class Store(Protocol):
 
     def size(self, blob: str) -> int:
         """Bytes of a blob. UnreachableError where there is none."""
+
+    def reader(self, blob: str) -> Read:
+        """A function (start, stop) -> bytes for going through a blob from its start."""
 
     def place(self, part: str, row: Row, stream: Stream) -> tuple[str, int]:
         """The blob that holds the JPEGs of a record's stream, and the offset of the first."""

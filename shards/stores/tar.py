@@ -1,0 +1,56 @@
+"""A split as tar shards in a folder, or one tar alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.index import Row
+from shards.manifest import shard_name
+from shards.record import Blob
+from shards.stores import Range, Stream
+from shards.stores.files import GAP, Folder
+from shards.tar import Read
+
+
+class TarStore:
+    """Tar shards on disk, read at offsets. `file` is the tar's name where it stands alone."""
+
+    gap = GAP
+
+    def __init__(self, folder: Path, file: str = "") -> None:
+        self.folder, self.file = folder, file
+        self._files = Folder(folder)
+
+    @property
+    def location(self) -> str:
+        """The folder, or the one tar."""
+        return str(self.folder / self.file)
+
+    def small(self, name: str) -> bytes:
+        """A whole small file."""
+        return self._files.small(name)
+
+    def size(self, blob: str) -> int:
+        """Bytes of a shard."""
+        return self._files.size(blob)
+
+    def reader(self, blob: str) -> Read:
+        """A function (start, stop) -> bytes of a shard."""
+        return self._files.reader(blob)
+
+    def place(self, part: str, row: Row, stream: Stream) -> tuple[str, int]:
+        """The shard of a record, and where in it a stream begins."""
+        return self.file or shard_name(part, row.shard), (row.rgb if stream == "rgb" else row.flow).offset
+
+    def member(self, part: str, row: Row, member: str) -> tuple[str, int, int]:
+        """The shard of a record, and where in it a member begins and ends."""
+        return self.file or shard_name(part, row.shard), *row.span(member)
+
+    def fetch(self, ranges: Sequence[Range]) -> list[Blob]:
+        """The bytes of each range, in order."""
+        return self._files.fetch(ranges)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
