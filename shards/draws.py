@@ -36,7 +36,7 @@ def key_of(*parts: int | str) -> int:
     for part in parts:
         if isinstance(part, str):
             part = int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little")
-        key = mix((key + GOLDEN) & MASK ^ mix(part & MASK))
+        key = mix((key + GOLDEN) & MASK ^ mix(int(part) & MASK))
     return key
 
 
@@ -64,7 +64,7 @@ class Draws:
         return mix((self.key + self.used * GOLDEN) & MASK)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A number in [low, high), with 53 random bits."""
+        """A number in [low, high), with 53 random bits; rounding may give `high` where a float has few digits left."""
         return low + (high - low) * ((self.word() >> 11) * 2.0**-53)
 
     def integer(self, low: int, high: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,13 @@ class State:
             fields = json.loads(text)
             if not isinstance(fields, dict) or fields.get("schema") != STATE_SCHEMA:
                 raise ValueError(f"schema {STATE_SCHEMA} expected")
-            return cls(**fields)
+            state = cls(**fields)
+            for name, kind in get_type_hints(cls).items():
+                if type(fields[name]) is not kind:
+                    raise ValueError(f"{name} {fields[name]!r}")
+            if state.batch < 1 or state.position < 0 or state.position % state.batch:
+                raise ValueError(f"position {state.position} is no multiple of batch {state.batch}")
+            return state
         except (ValueError, TypeError) as error:
             raise StateMismatchError(f"not a saved position of this version ({error}): {text[:80]!r}") from error
 

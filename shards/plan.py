@@ -28,7 +28,7 @@ def image_ranges(blob: str, offset: int, place: StreamPlace, images: Sequence[in
 def coalesce(wanted: Sequence[Range], gap: int) -> tuple[list[Range], list[Piece]]:
     """Reads that cover `wanted`, sorted and never overlapping, and for each wanted range its piece, in its order.
 
-    Two neighbours in a blob share a read where fewer than `gap` unwanted bytes lie between them.
+    Two neighbours in a blob share a read where at most `gap` unwanted bytes lie between them.
     """
     reads: list[Range] = []
     pieces: list[Piece | None] = [None] * len(wanted)
