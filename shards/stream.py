@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CorruptRecordError
+from shards.format import crc32c
 from shards.index import Row, StreamPlace
 from shards.order import Order, State, sub_batches
 from shards.plan import coalesce, cut, image_ranges
@@ -61,10 +61,11 @@ def read_clips(split: Split, part: str, wanted: Sequence[tuple[int, int, C]]) ->
     rows = [index.row(record) for _, record, _ in wanted]
     ranges: list[Range] = []
     for row, (_, _, chosen) in zip(rows, wanted, strict=True):
-        for place, stream, images in ((row.rgb, "rgb", chosen.frames), (row.flow, "flow", pair_images(chosen.pairs))):
-            if len(images):
-                blob, offset = split.store.place(part, row, stream)
-                ranges += image_ranges(blob, offset, place, images.tolist())
+        if len(chosen.frames):
+            ranges += image_ranges(*split.store.place(part, row, "rgb"), row.rgb, chosen.frames.tolist())
+        if len(chosen.pairs):
+            images = pair_images(chosen.pairs).tolist()
+            ranges += image_ranges(*split.store.place(part, row, "flow"), row.flow, images)
     reads, pieces = coalesce(ranges, split.store.gap)
     jpegs = iter(zip(cut(split.store.fetch(reads), pieces), ranges, strict=True))
     clips = []
@@ -86,10 +87,10 @@ def _checked(
 ) -> memoryview:
     data, where = found
     expected = int(place.crcs[image])
-    if google_crc32c.value(data) == expected:
+    if crc32c(data) == expected:
         return data
     data = memoryview(split.store.fetch([where])[0])  # a transfer may have gone wrong: once more, this frame alone
-    if (crc := google_crc32c.value(data)) == expected:
+    if (crc := crc32c(data)) == expected:
         return data
     frame = f"frame {image}" if stream == "rgb" else f"pair {image // 2} {'xy'[image % 2]}"
     raise CorruptRecordError(

@@ -142,6 +142,7 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     from stmul.display import counting, results_table
     from stmul.evaluate import evaluate
     from stmul.results import write_results
+    from stmul.run_report import report_of_run
     from stmul.stages import choose_device, load_networks
 
     run, config = _run_and_settings(cfg, gathered(**options))
@@ -162,7 +163,7 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
         write_results(path, results)
         console.print(results_table(results))
         click.echo(f"scores    {path}")
-        click.echo(f"report    {_report(run, results, split)}")
+        click.echo(f"report    {report_of_run(run, results, split)}")
 
 
 @click.command()
@@ -176,13 +177,14 @@ def report(cfg: str | None, **options: Any) -> None:
     """
     from stmul.errors import RunError
     from stmul.results import read_results
+    from stmul.run_report import report_of_run
 
     run, config = _run_and_settings(cfg, gathered(**options))
     paths = sorted((run.folder / "results").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
         raise RunError(f"{run.folder}: no scores yet; make them with: stmul test -i {run.id}")
     with _opened(config) as split:
-        click.echo(f"report    {_report(run, read_results(paths[-1]), split)}")
+        click.echo(f"report    {report_of_run(run, read_results(paths[-1]), split)}")
 
 
 def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
@@ -197,12 +199,6 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
     if not config.data.shards:
         config = config.model_copy(update={"data": config.data.model_copy(update={"shards": run.about().shards})})
     return run, config
-
-
-def _report(run: Run, results: Any, split: Split) -> Path:
-    from stmul.report import report_of_run
-
-    return report_of_run(run, results, split)
 
 
 @click.command()

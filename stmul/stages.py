@@ -71,9 +71,9 @@ def find_start(config: Config, split: Split) -> Start:
         folder, dataset = Path(config.train.base), split.manifest.dataset
         files = {stream: path for stream in STREAMS if (path := _base_file(folder, dataset, stream))}
         if len(files) == len(STREAMS):
-            states = {stream: read_state(path) for stream, path in files.items()}
+            bases = {stream: read_state(path) for stream, path in files.items()}
             named = " and ".join(path.name for path in files.values())
-            return Start(("joint",), f"base networks {named} in {folder}; the streams are not trained again", states)
+            return Start(("joint",), f"base networks {named} in {folder}; the streams are not trained again", bases)
         if wanted == "base":
             raise WeightsError(
                 f"{folder}: expected {dataset}-appearance and {dataset}-motion (.pt or .safetensors), found"
@@ -81,8 +81,8 @@ def find_start(config: Config, split: Split) -> Start:
             )
     if wanted in ("auto", "imagenet"):
         try:
-            states = imagenet(config.network, config.data, source=config.train.imagenet)
-            return Start(STAGES, "ImageNet weights; the streams first, then joined", states)
+            weights = imagenet(config.network, config.data, source=config.train.imagenet)
+            return Start(STAGES, "ImageNet weights; the streams first, then joined", weights)
         except WeightsError as error:
             if wanted == "imagenet" or config.train.imagenet:
                 raise

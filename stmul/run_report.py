@@ -1,0 +1,58 @@
+"""The report of a run: its scores, its log, pictures of its surest and worst clips, and where it was made."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from shards.format import decode
+from shards.picture import record_sheet
+from shards.split import Split
+from stmul.report import shown_clips, write_report
+from stmul.results import HistoryRow, Results
+from stmul.runs import Run
+
+
+def report_of_run(run: Run, results: Results, split: Split) -> Path:
+    """Writes `report.html` into the run's folder and gives its path."""
+    path = run.folder / "report.html"
+    names = [field.name for field in fields(HistoryRow)]
+    history = [HistoryRow(**{name: row[name] for name in names}) for row in run.history()]
+    best, worst = shown_clips(results)
+    about = run.about()
+    write_report(
+        path,
+        results=results,
+        history=history,
+        config_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
+        pictures=_pictures(split, results.part, [*best, *worst]),
+        run={"shards": split.location, "digest": about.digest, "started from": about.start, **environment()},
+    )
+    return path
+
+
+def _pictures(split: Split, part: str, records: Iterable[int]) -> dict[str, bytes]:
+    sheets = {}
+    for number in records:
+        record = decode(split.read(part, number))
+        buffer = io.BytesIO()
+        record_sheet(record).save(buffer, "JPEG", quality=85)
+        sheets[record.name] = buffer.getvalue()
+    return sheets
+
+
+def environment() -> dict[str, str]:
+    """The machine and the libraries, in words; nothing that names a person or a host."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, GPU {gpu}",
+        "Python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "numpy", "simplejpeg", "stmul")},
+    }
