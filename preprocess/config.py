@@ -53,6 +53,7 @@ class Preprocess(Settings):
     dataset: Literal["auto", "ucf101", "hmdb51", "folders", "extracted", "drawn"] = "auto"
     root: str = ""  # folder of the data set; empty: dataset/UCF101, dataset/HMDB51, else the drawn set
     lists: str = ""  # folder of the split lists; empty: inside or beside the root
+    partial: bool = False  # leave out videos that are listed but not there; else they are an error
     split: Annotated[int, Field(ge=1, le=3)] = 1
     out: str = "data"  # shards go to <out>/<data set>/split<n>
     rgb: Rgb = Rgb()
@@ -63,3 +64,9 @@ class Preprocess(Settings):
     limit: NonNegativeInt = 0  # at most so many videos of each class and part; 0: all
     classes: tuple[str, ...] = ()  # only these; empty: all
     failures: NonNegativeInt = 100  # broken videos after which the build gives up
+
+
+class PreprocessConfig(Settings):
+    """The tree that the command reads: the section `preprocess` of a configuration."""
+
+    preprocess: Preprocess = Preprocess()

@@ -1,0 +1,258 @@
+"""The commands that make shards out of videos: parse, call one function, print."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from configs import SettingsError
+from configs.cli_errors import one_line
+from preprocess.errors import PreprocessError
+from shards.errors import ShardError
+
+if TYPE_CHECKING:
+    from preprocess.choice import Choice
+    from preprocess.config import Preprocess
+    from preprocess.datasets import Dataset
+
+known_errors = one_line(SettingsError, ShardError, PreprocessError)
+
+
+@click.group()
+def preprocess() -> None:
+    """Build shards out of videos or extracted frames."""
+
+
+def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which data set; they come after `--set`, which comes after the configuration."""
+    options = [
+        click.option("-c", "--config", help="Shipped configuration or YAML file; its section `preprocess` is read."),
+        click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."),
+        click.option("--dataset", metavar="KIND", help="auto, ucf101, hmdb51, folders, extracted or drawn."),
+        click.option("--root", metavar="DIR", help="Folder of the data set."),
+        click.option("--split", type=click.IntRange(1, 3), help="Which of the three splits; 1 unless set."),
+        click.option("--limit", type=click.IntRange(min=0), help="At most so many videos of each class and part."),
+        click.option("--classes", metavar="A,B", help="Only these classes."),
+        click.option("--partial", is_flag=True, default=None, help="Leave out videos that are listed but not there."),
+        click.option("--workers", type=click.IntRange(min=0), help="Processes; one for each core unless set."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def gathered(
+    overrides: tuple[str, ...], flow: str | None = None, classes: str | None = None, **named: Any
+) -> list[str]:
+    """All changes in the order in which they count: `--set`, then the named options."""
+    changes = {f"preprocess.{key}": value for key, value in named.items()} | {"preprocess.flow.method": flow}
+    if classes is not None:
+        changes["preprocess.classes"] = [name.strip() for name in classes.split(",") if name.strip()]
+    # As JSON, which YAML reads as what it is: a folder called 7 stays text.
+    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)]
+
+
+@preprocess.command()
+@dataset_options
+@click.option("--out", metavar="DIR", help="Shards go to DIR/<data set>/split<n>; data unless set.")
+@click.option("--flow", metavar="METHOD", help="Optical flow: tvl1 (unless set), dis (fast) or farneback.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and what it takes, and stop.")
+@click.option("--rebuild", is_flag=True, help="Replace shards that were made with other settings.")
+@known_errors
+def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> None:
+    """Make the shards of one split: RGB frames, optical flow and labels.
+
+    Without --root the data set is dataset/UCF101 or dataset/HMDB51, or else a drawn demo set. Stopped in any way, the
+    same command goes on where it was.
+
+    \b
+    stmul preprocess shards --root ~/UCF101 --split 1
+    stmul preprocess shards --flow dis --limit 10 --classes Archery,Surfing
+    """
+    from rich.console import Console
+
+    from preprocess.build import build
+    from preprocess.display import build_display, closing_lines, summary
+
+    console = Console()
+    settings, choice = _chosen(config, gathered(**options))
+    dataset = _read(settings, choice, console)
+    if _complete(dataset, settings, rebuild):
+        if dry_run:
+            return
+    else:
+        _tell_estimate(dataset, settings)
+        if dry_run:
+            click.echo("dry run: nothing was built")
+            return
+    with stoppable(), build_display(console) as watch:
+        report = build(dataset, settings, Path(settings.out), watch, rebuild=rebuild)
+    if not report.new:
+        click.echo(f"{report.folder}: complete, and made with these settings; nothing to do")
+    manifest = report.manifest
+    click.echo(f"{report.folder}: {manifest.dataset} split {manifest.split}, {len(manifest.classes)} classes")
+    console.print(summary(report))
+    for line in closing_lines(report) if report.new else ():
+        click.echo(line)
+    click.echo("train on them with: stmul train")
+
+
+@preprocess.command()
+@dataset_options
+@click.option("--out", "folder", metavar="DIR", help="Where to; the data set's folder annotations unless set.")
+@click.option(
+    "--count",
+    type=click.Choice(["decoded", "header", "none"]),
+    default="decoded",
+    show_default=True,
+    help="Frames: decode every video, believe its header, or leave them out.",
+)
+@known_errors
+def annotate(config: str | None, folder: str | None, count: str, **options: Any) -> None:
+    """Write the annotation file of a split: annot01.json, with labels, parts and frame counts.
+
+    \b
+    stmul preprocess annotate --root ~/UCF101 --split 1
+    """
+    from rich.console import Console
+
+    from preprocess.annotations import annotation_name
+    from preprocess.counting import annotate_split
+    from preprocess.display import counting
+
+    console = Console()
+    settings, choice = _chosen(config, gathered(**options))
+    dataset = _read(settings, choice, console)
+    path = (Path(folder) if folder else choice.root / "annotations") / annotation_name(dataset.split)
+    with stoppable(), counting(console, "counting frames") as watch:
+        failures = annotate_split(dataset, path, count=count, settings=settings, progress=watch)
+    for failure in failures:
+        click.echo(f"without nframes: {failure}")
+    click.echo(f"{path}: {sum(len(videos) for videos in dataset.parts.values()):,} videos")
+
+
+@preprocess.command()
+@click.argument("folder", default="dataset/drawn", type=click.Path(path_type=Path))
+@click.option("-c", "--config", help="Shipped configuration or YAML file; demo unless set.")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting.")
+@known_errors
+def draw(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Draw the demo set into FOLDER: labelled videos in UCF101's layout, with three splits.
+
+    \b
+    stmul preprocess draw dataset/drawn
+    stmul preprocess draw /data/drawn7 --set preprocess.drawn.seed=7
+    """
+    from rich.console import Console
+
+    from configs import load
+    from preprocess.choice import DRAWN_SETTINGS
+    from preprocess.config import PreprocessConfig
+    from preprocess.display import counting
+    from preprocess.drawn import draw_dataset
+
+    settings = load(PreprocessConfig, config or DRAWN_SETTINGS, overrides).preprocess
+    with stoppable(), counting(Console(), "drawing") as watch:
+        root = draw_dataset(folder, settings.drawn, watch)
+    click.echo(
+        f"{root}: {settings.drawn.train} training and {settings.drawn.test} test videos, seed {settings.drawn.seed}"
+    )
+
+
+def _chosen(config: str | None, changes: list[str]) -> tuple[Preprocess, Choice]:
+    from configs import load
+    from preprocess.choice import DRAWN, DRAWN_SETTINGS, choose
+    from preprocess.config import PreprocessConfig
+
+    settings = load(PreprocessConfig, config, changes).preprocess
+    choice = choose(settings)
+    if choice.kind == DRAWN and config is None:
+        # The settings for real videos would enlarge the small drawn ones, and compute TV-L1 for hours.
+        settings = load(PreprocessConfig, DRAWN_SETTINGS, changes).preprocess
+    return settings, choice
+
+
+def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
+    from preprocess.choice import DRAWN, read
+    from preprocess.datasets import describe
+    from preprocess.display import counting
+
+    if choice.kind == DRAWN:
+        made = f"flow {settings.flow.method}, short side {settings.rgb.short_side}"
+        click.echo(f"data set: the drawn demo set in {choice.root} ({choice.why}); {made}")
+        with stoppable(), counting(console, "drawing") as watch:
+            dataset = read(choice, settings, watch)
+    else:
+        dataset = read(choice, settings)
+        click.echo(f"data set: {describe(dataset)}, in {choice.root} ({choice.why})")
+    for note in dataset.notes:
+        click.echo(f"note: {note}")
+    return dataset
+
+
+def _complete(dataset: Dataset, settings: Preprocess, rebuild: bool) -> bool:
+    from preprocess.build import complete_before, split_folder
+    from preprocess.standing import made_of
+
+    if rebuild:
+        return False
+    return complete_before(split_folder(dataset, Path(settings.out)), made_of(dataset, settings)) is not None
+
+
+def _tell_estimate(dataset: Dataset, settings: Preprocess) -> None:
+    import shutil
+
+    from preprocess.build import split_folder, worker_count
+    from preprocess.estimate import bytes_in_words, estimate_build, in_words
+    from preprocess.standing import made_of
+    from preprocess.workplace import finished_before
+
+    videos = [video for part in dataset.parts.values() for video in part]
+    workers = worker_count(settings)
+    estimate = estimate_build(videos, settings, workers)
+    out = Path(settings.out)
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if estimate is None:
+        click.echo(f"estimate: not possible, none of the videos tried can be read; {bytes_in_words(free)} are free")
+        return
+    finished = finished_before(out, dataset.name, made_of(dataset, settings)["record"], videos)
+    left = 1 - finished / max(len(videos), 1)
+    if estimate.pairs_per_s:
+        speed = f"{settings.flow.method} does {estimate.pairs_per_s:,.1f} pairs/s on one core here: "
+        took = f"{speed}about {in_words(estimate.seconds * left)} with {workers} processes"
+    else:
+        took = "frames and flow are taken over as they are"
+    found = f" ({finished:,} finished by an earlier run)" if finished else ""
+    click.echo(
+        f"estimate: {estimate.videos:,} videos{found}, about {estimate.frames:,} frames of {estimate.width}x"
+        f"{estimate.height}; {took}; about {bytes_in_words(estimate.bytes)} of shards in {split_folder(dataset, out)}"
+        f", twice that while building; {bytes_in_words(free)} are free"
+    )
+    if 2 * estimate.bytes > free:
+        click.echo("warning: that is more than is free; the build would stop and go on once there is room")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block in order, with one line and exit code 130."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("stopped; what is finished is kept, and the same command goes on from there", err=True)
+        raise SystemExit(130) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)

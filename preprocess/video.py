@@ -1,0 +1,188 @@
+"""Video files as RGB frames at the stored size: decoded packet by packet, counted, and refused when cut short.
+
+Layouts: T frames, H W positions, C = 3 (red, green, blue).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+from preprocess.container import shortfall
+from preprocess.errors import VideoError
+from shards.record import Source
+
+Picture = NDArray[np.uint8]
+
+# Containers of videos only: a text file that FFmpeg reads as a playlist would have it open other files.
+FORMATS = "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,yuv4mpegpipe"
+# Exact rounding and no threads: the same RGB values on every processor.
+CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Film:
+    """An open video: what its header says, and its frames as they are decoded. Lives inside `opened`."""
+
+    path: Path
+    width: int  # pixels, as the header says
+    height: int
+    fps: tuple[int, int]  # (0, 1) unknown
+    header_frames: int  # 0 unknown
+    stream: av.VideoStream = field(repr=False)
+    container: av.container.InputContainer = field(repr=False)
+    decoded: int = 0  # frames handed out so far
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Every frame in order of presentation. Raises VideoError where decoding fails, and if there is none."""
+        try:
+            for packet in self.container.demux(self.stream):
+                for frame in packet.decode():
+                    self.decoded += 1
+                    yield frame
+        except (av.FFmpegError, MemoryError) as error:
+            raise VideoError(
+                f"{self.path}: decoding fails after frame {self.decoded} ({_reason(error)});"
+                " the file is damaged: replace it, or take it off the lists"
+            ) from error
+        if not self.decoded:
+            raise VideoError(f"{self.path}: has a video stream but not one frame; replace it, or take it off the lists")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Footage:
+    """A whole video in memory, at its stored size."""
+
+    frames_THWC: Picture  # (n, H, W, 3) RGB
+    fps: tuple[int, int]
+    header_frames: int
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Film]:
+    """The video in `path`, open for reading. Raises VideoError: no file, empty, not a video, no stream, cut short."""
+    _refuse_unusable(path)
+    try:
+        # An absolute path cannot be taken for a URL; only files are opened, whatever a container refers to.
+        container = av.open(
+            str(path.absolute()),
+            metadata_errors="ignore",
+            options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+        )
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise VideoError(
+            f"{path}: not a video that can be read ({_reason(error)}); it begins with {_beginning(path)}."
+            " Replace it, or take it off the lists"
+        ) from error
+    with container:
+        pictures = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            raise VideoError(f"{path}: no video stream in this {container.format.name} file (streams: {kinds})")
+        stream = streams[0]
+        stream.thread_type = "NONE"
+        rate = stream.average_rate or stream.guessed_rate
+        yield Film(
+            path=path,
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            fps=(rate.numerator, rate.denominator) if rate and rate > 0 else (0, 1),
+            header_frames=max(stream.frames, 0),
+            stream=stream,
+            container=container,
+        )
+
+
+def read_video(path: Path, short_side: int = 256) -> Footage:
+    """All frames of the video in `path`, resized so that the shorter side is `short_side`. Raises VideoError."""
+    with opened(path) as film:
+        frames = np.stack(list(stored_frames(film, short_side)))
+        return Footage(frames_THWC=frames, fps=film.fps, header_frames=film.header_frames)
+
+
+def stored_frames(film: Film, short_side: int) -> Iterator[Picture]:
+    """The frames of `film`, (H, W, 3) RGB each, at the stored size that the first of them gives."""
+    size = None
+    for frame in film.frames():
+        try:
+            rgb = frame.reformat(format="rgb24", threads=1, interpolation=CONVERSION).to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(f"{film.path}: frame {film.decoded - 1} has no RGB form ({_reason(error)})") from error
+        size = size or stored_size(frame.width, frame.height, short_side)
+        yield resized(np.asarray(rgb, dtype=np.uint8), size)
+
+
+def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height as stored: the shorter side is `short_side`, the other keeps the shape, floored to even.
+
+    320x240 gives 340x256, the original's size; smaller videos are enlarged, as the original's were.
+    """
+    shorter, longer = min(width, height), max(width, height)
+    other = max(longer * short_side // shorter // 2 * 2, 2)
+    return (other, short_side) if width >= height else (short_side, other)
+
+
+def resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """`picture` at `size` (width, height): OpenCV's area means when shrinking, linear when growing."""
+    height, width = picture.shape[:2]
+    if (width, height) == size:
+        return picture
+    grows = min(size) > min(width, height)
+    return np.asarray(
+        cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA), dtype=np.uint8
+    )
+
+
+def count_frames(path: Path) -> int:
+    """How many frames the video in `path` gives when decoded. Raises VideoError."""
+    with opened(path) as film:
+        return sum(1 for _ in film.frames())
+
+
+def source_of(path: Path) -> Source:
+    """SHA-256 and size of the file. Raises VideoError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return Source(sha256=digest.hexdigest(), bytes=file.tell())
+    except OSError as error:
+        raise VideoError(f"{path}: {_reason(error)}") from error
+
+
+def decoder() -> str:
+    """Name and version of what decodes, as it stands in records."""
+    return f"av {av.__version__} ffmpeg {av.ffmpeg_version_info}"
+
+
+def _refuse_unusable(path: Path) -> None:
+    try:
+        if not path.is_file():
+            raise VideoError(f"{path}: no such file; expected a video. Check the folder, or take it off the lists")
+        if path.stat().st_size == 0:
+            raise VideoError(f"{path}: the file is empty (0 bytes); expected a video. Copy it again")
+        what = shortfall(path)
+    except OSError as error:
+        raise VideoError(f"{path}: {_reason(error)}") from error
+    if what is not None:
+        raise VideoError(f"{path}: cut short: {what}. Copy or download it again")
+
+
+def _beginning(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        return repr(file.read(16))
+    return "nothing readable"
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
