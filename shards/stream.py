@@ -17,13 +17,13 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import CorruptRecordError
+from shards.errors import CorruptRecordError, ShardError
 from shards.format import crc32c
 from shards.index import Row, StreamPlace
 from shards.order import Order, State, sub_batches
 from shards.plan import coalesce, cut, image_ranges
 from shards.split import Split
-from shards.stores import Range
+from shards.stores import Range, Stream
 
 
 class Chosen(Protocol):
@@ -82,8 +82,17 @@ def pair_images(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     return (2 * pairs[:, None] + np.arange(2)).reshape(-1)
 
 
+def _ranges(
+    split: Split, part: str, row: Row, stream: Stream, place: StreamPlace, images: NDArray[np.int64]
+) -> list[Range]:
+    if not len(images):
+        return []
+    blob, offset = split.store.place(part, row, stream)
+    return image_ranges(blob, offset, place, images.tolist())
+
+
 def _checked(
-    split: Split, row: Row, stream: str, place: StreamPlace, image: int, found: tuple[memoryview, Range]
+    split: Split, row: Row, stream: Stream, place: StreamPlace, image: int, found: tuple[memoryview, Range]
 ) -> memoryview:
     data, where = found
     expected = int(place.crcs[image])
@@ -170,11 +179,19 @@ class TrainingStream(Generic[C, Out]):
         return self.then(read_clips(self.split, self.part, wanted))
 
     def step(self) -> Iterator[Out]:
-        """The sub-batches of the next step; the step counts as consumed once the last of them has been taken."""
+        """The sub-batches of the next step; the step counts as consumed once the last of them has been taken.
+
+        Raises what reading raised; after that, and once closed, ShardError.
+        """
         mine = len(sub_batches(0, batch=self.batch, sub_batch=self.sub_batch, rank=self.rank, world=self.world))
-        for _ in range(mine):
-            yield next(self._outs)
-        self.steps += 1
+        for left in range(mine, 0, -1):
+            try:
+                out = next(self._outs)
+            except StopIteration:
+                raise ShardError(f"{self.split.location}: this stream has ended: it was closed, or failed") from None
+            self.steps += left == 1
+            yield out
+        self.steps += not mine
 
     def state(self) -> State:
         """Where the stream stands: whole steps consumed."""

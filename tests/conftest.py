@@ -99,13 +99,13 @@ def drawn_split(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     """See the top of this file."""
     return drawn_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_split() -> Callable[..., Manifest]:
     """See the top of this file."""
     return drawn_split
