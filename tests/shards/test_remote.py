@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import TruncatedShardError, UnreachableError
+from shards.split import open_split
 from shards.stores import Range, connect
 from shards.stores.connect import is_url, place_of
 from shards.stores.remote import BLOCK, RemoteStore
@@ -327,3 +328,67 @@ def test_importing_and_making_a_store_loads_neither_obstore_nor_boto3():
         """
     )
     assert told == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def split_folder(tmp_path_factory, make_split):
+    folder = tmp_path_factory.mktemp("split")
+    make_split(folder / "split1")
+    return folder
+
+
+def all_bytes(split):
+    """Every member of every record, and every image of one of its streams read as training does."""
+    members = {}
+    for part in split.manifest.parts:
+        for row in split.index(part):
+            members[part, row.key] = {name: bytes(blob) for name, blob in split.members(part, row).items()}
+            blob, offset = split.store.place(part, row, "rgb")
+            first = split.store.fetch([Range(blob, offset, offset + int(row.rgb.ends[0]))])[0]
+            assert bytes(first) == members[part, row.key]["video.rgb.mjpeg"][: row.rgb.ends[0]]
+    return members
+
+
+def test_a_split_over_http_is_the_split_on_the_disk(serve, split_folder):
+    url = serve(split_folder).url
+    with open_split(f"{url}/split1/") as remote, open_split(split_folder / "split1") as local:
+        assert all_bytes(remote) == all_bytes(local)
+        assert (remote.manifest, remote.location) == (local.manifest, f"{url}/split1")
+
+
+def test_a_split_in_s3_is_the_split_on_the_disk(s3_server, split_folder, aws):
+    aws(AWS_ENDPOINT_URL=s3_server, **KEYS)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="drawn")
+    for path in (split_folder / "split1").iterdir():
+        client.upload_file(str(path), "drawn", f"data/split1/{path.name}")
+    with open_split("s3://drawn/data/split1") as remote, open_split(split_folder / "split1") as local:
+        assert all_bytes(remote) == all_bytes(local)
+    with open_split("s3://drawn/data/split1/test-000000.tar") as remote:
+        tar = split_folder / "split1" / "test-000000.tar"
+        with open_split(tar) as local:
+            assert all_bytes(remote) == all_bytes(local)
+
+
+def test_a_single_tar_over_http_is_the_tar_on_the_disk_read_once(serve, split_folder):
+    server, tar = serve(split_folder / "split1"), "train-000001.tar"
+    with open_split(f"{server.url}/{tar}") as remote:
+        assert sum(server.requests().values()) <= 3  # its size, and all of it in one or two reads
+        with open_split(split_folder / "split1" / tar) as local:
+            assert all_bytes(remote) == all_bytes(local)
+            assert remote.manifest == local.manifest
+
+
+def test_a_url_that_is_no_split_says_what_a_split_is(serve, split_folder):
+    url = serve(split_folder).url
+    with pytest.raises(
+        UnreachableError, match=r"/manifest\.json: not there \(404\)\. Check the address: a split is the"
+    ):
+        open_split(url)
+
+
+def test_a_first_clip_costs_three_requests_once_the_split_is_open(serve, split_folder):
+    server = serve(split_folder)
+    with open_split(f"{server.url}/split1") as split:
+        split.read("train", 0)
+        assert sum(server.requests().values()) == 3  # manifest, index, one range for the record
