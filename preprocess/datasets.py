@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs import nearest
 from preprocess import disk, folders, frame_folders, hmdb51, ucf101
+from preprocess.annotations import read_annotations
 from preprocess.errors import DatasetError
 from preprocess.listing import (
     PARTS,
@@ -104,6 +105,8 @@ def describe(dataset: Dataset) -> str:
 
 def _ucf101(request: Request, name: str = "") -> Dataset:
     place = _lists_folder(request, ucf101.LISTS, ucf101.is_lists)
+    if not place and (lists := _annotations(request)):
+        return _from_files(request, lists, ucf101.LAYOUTS, "ucf101", name)
     if not place:
         raise DatasetError(
             f"{request.lists or request.root}: UCF101's lists are not there; expected ucfTrainTestlist with"
@@ -116,12 +119,19 @@ def _ucf101(request: Request, name: str = "") -> Dataset:
 
 def _hmdb51(request: Request) -> Dataset:
     place = _lists_folder(request, hmdb51.LISTS, hmdb51.is_lists)
+    if not place and (lists := _annotations(request)):
+        return _from_files(request, lists, hmdb51.LAYOUTS, "hmdb51", "")
     if not place:
         raise DatasetError(
             f"{request.lists or request.root}: HMDB51's lists are not there; expected testTrainMulti_7030_splits with"
             f" <class>_test_split{request.split}.txt in the folder or beside it; put them there, or name their folder"
         )
     return _from_files(request, hmdb51.read_lists(place, request.split), hmdb51.LAYOUTS, "hmdb51", "")
+
+
+def _annotations(request: Request) -> Lists | None:
+    path = frame_folders.annotation_file(request.lists or request.root, request.split)
+    return read_annotations(path) if path else None
 
 
 def _from_files(request: Request, lists: Lists, layouts: Sequence[str], kind: str, name: str) -> Dataset:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from preprocess import disk
 from preprocess.config import Preprocess
-from preprocess.errors import VideoError
+from preprocess.errors import DatasetError, VideoError
 from preprocess.frame_folders import FRAME
 from preprocess.listing import Video
 from shards.errors import FormatError
@@ -95,7 +95,10 @@ def frame_files(folder: Path) -> FrameFiles:
     """
     if not folder.is_dir():
         raise VideoError(f"{folder}: expected a folder of frames, found none; extract the video again")
-    here = disk.entries(folder)
+    try:
+        here = disk.entries(folder)
+    except DatasetError as error:  # one video's folder is that video's trouble
+        raise VideoError(str(error)) from error
     numbered = {entry.name: match for entry in here if (match := FRAME.fullmatch(entry.name)) and entry.is_file()}
     prefixes = Counter(match["prefix"] for match in numbered.values()).most_common(2)
     if len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]:

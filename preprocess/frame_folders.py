@@ -50,12 +50,17 @@ def frame_folders(root: Path) -> FrameFolders:
     return FrameFolders(images=_folders(images), u=_folders(u), v=_folders(v))
 
 
+def annotation_file(base: Path, split: int) -> Path | None:
+    """The annotation file of `split` in `base` or in a usual folder of lists below it; None if there is none."""
+    places = disk.descendants(base, dict.fromkeys((*ucf101.LISTS, *hmdb51.LISTS)))
+    return next((path for place in places if (path := disk.child(place, [annotation_name(split)]))), None)
+
+
 def read_lists(root: Path, split: int, lists: Path | None = None) -> Lists:
     """The lists of `split`: annotations in JSON, else UCF101's or HMDB51's. Raises DatasetError for none."""
     base = lists or root
-    for place in disk.descendants(base, dict.fromkeys((*ucf101.LISTS, *hmdb51.LISTS))):
-        if path := disk.child(place, [annotation_name(split)]):
-            return read_annotations(path)
+    if path := annotation_file(base, split):
+        return read_annotations(path)
     for place in disk.descendants(base, ucf101.LISTS):
         if ucf101.is_lists(place):
             return ucf101.read_lists(place, split)
@@ -101,9 +106,12 @@ def _folders(place: Path) -> Found:
 def _holds_frames(folder: Path) -> bool:
     """Whether a numbered JPEG lies in `folder`, or no folder does; looks no further than the first JPEG."""
     folders = False
-    with os.scandir(folder) as scan:
-        for entry in scan:
-            if FRAME.fullmatch(entry.name):
-                return True
-            folders = folders or (not entry.name.startswith(".") and entry.is_dir())
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                if FRAME.fullmatch(entry.name):
+                    return True
+                folders = folders or (not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise DatasetError(f"{folder}: expected a folder that can be read, found: {error.strerror}") from error
     return not folders

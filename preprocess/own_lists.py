@@ -18,6 +18,7 @@ from preprocess.listing import PARTS
 
 PART_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation", "valid")}
 PART_OF = {name: part for part, names in PART_FOLDERS.items() for name in names} | {"unused": "", "": ""}
+LABELLED = re.compile(r"(?P<video>.*[^\s,;])[\s,;]+(?P<label>[^\s,;]+)")
 COLUMNS = ("video", "label", "set")
 
 
@@ -103,9 +104,9 @@ def _lines(file: Path, part: str, look_up: Callable[[str, str], Path | None]) ->
     """A path on each line, then perhaps a label; a path may hold spaces, so what is there decides."""
     for number, line in disk.lines(file):
         where = f"{file}, line {number}"
-        head, _, label = (re.sub(r"[\s,;]+(?=\S+$)", "\n", line, count=1)).partition("\n")
-        if label and not look_up(line, where) and not disk.is_video(Path(line)):
-            yield where, head, label, part
+        match = LABELLED.fullmatch(line)
+        if match and not look_up(line, where) and not disk.is_video(Path(line)):
+            yield where, match["video"], match["label"], part
         else:
             yield where, line, "", part
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.annotations import annotation_name, read_annotations, write_annotations
@@ -43,6 +43,7 @@ def written(content: Any, folder: Path) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(dataset=datasets(), data=st.data())
 def test_what_is_written_reads_back_with_the_same_labels(dataset: Dataset, data: st.DataObject) -> None:
     videos = [(part, video) for part in ("train", "test") for video in dataset.parts[part]]

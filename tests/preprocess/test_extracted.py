@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -133,6 +133,7 @@ def test_strays_are_named_and_ignored(tmp_path: Path) -> None:
     assert {path.name for path in strays([video])} == {"TSP flows", "Thumbs.db", "cover1.jpg"}
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_missing_numbers_are_the_only_thing_wrong_with_gaps(numbers: set[int]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -1,0 +1,691 @@
+"""Data sets as people have them on disk: found whatever their folders look like, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocess import hmdb51
+from preprocess import ucf101 as ucf101_lists
+from preprocess.annotations import write_annotations
+from preprocess.datasets import Dataset, Video, describe, find_dataset, reduced
+from preprocess.disk import VIDEO_ENDINGS, entries, existing, some
+from preprocess.errors import DatasetError
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data"
+CLASSES = ("Archery", "HandstandPushups")
+CLIPS = tuple(f"v_{name}_g{group:02}_c01" for name in ("Archery", "HandStandPushups") for group in (1, 8))
+UCF_LISTS = {
+    "classInd.txt": "1 Archery\n2 HandstandPushups\n",
+    "trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\nHandstandPushups/v_HandStandPushups_g08_c01.avi 2\n",
+    "testlist01.txt": "Archery/v_Archery_g01_c01.avi\nHandstandPushups/v_HandStandPushups_g01_c01.avi\n",
+}
+HMDB_LISTS = {
+    "kick_test_split1.txt": "a_kick_0.avi 1 \nb_#1_kick_0.avi 2 \nc_kick_0.avi 0 \n",
+    "kick_ball_test_split1.txt": "a_kick_ball_0.avi 1 \nb_kick_ball_0.avi 2 \n",
+    "climb_test_split1.txt": "-a(x)_climb_0.avi 2 \n!b+_climb_0.avi 1 \n",
+}
+HMDB_CLIPS = {
+    "kick": ("a_kick_0", "b_#1_kick_0", "c_kick_0"),
+    "kick_ball": ("a_kick_ball_0", "b_kick_ball_0"),
+    "climb": ("-a(x)_climb_0", "!b+_climb_0"),
+}
+
+
+def put(root: Path, names: Iterable[str]) -> None:
+    """Empty files: a data set is found by names, and no video is opened."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def put_lists(folder: Path, lists: dict[str, str], *, crlf: bool = False) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in lists.items():
+        (folder / name).write_bytes((text.replace("\n", "\r\n") if crlf else text).encode())
+
+
+def ucf101(root: Path, below: str = "UCF-101/", **changes: str) -> Path:
+    put(root, (f"{below}{CLASSES['Hand' in clip]}/{clip}.avi" for clip in CLIPS))
+    put_lists(root / "ucfTrainTestlist", UCF_LISTS | {f"{name}.txt": text for name, text in changes.items()})
+    return root
+
+
+def hmdb(root: Path, below: str = "", sign: str = "#", **changes: str) -> Path:
+    put(root, (f"{below}{name}/{clip.replace('#', sign)}.avi" for name, clips in HMDB_CLIPS.items() for clip in clips))
+    put_lists(root / "testTrainMulti_7030_splits", HMDB_LISTS | {f"{name}.txt": text for name, text in changes.items()})
+    return root
+
+
+def names(dataset: Dataset, part: str) -> list[str]:
+    return [video.name for video in dataset.parts[part]]
+
+
+def refusal(root: Path, **options: object) -> str:
+    """The sentence of the error, which says where, whatever else."""
+    with pytest.raises(DatasetError) as caught:
+        find_dataset(root, **options)  # type: ignore[arg-type]
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+# --- UCF101 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["UCF-101/", "ucf-101/", "videos/", ""])
+def test_ucf101_is_found_in_its_usual_places(below: str, tmp_path: Path) -> None:
+    dataset = find_dataset(ucf101(tmp_path / "Some UCF", below))
+    assert (dataset.name, dataset.kind, dataset.split, dataset.classes) == ("some-ucf", "ucf101", 1, CLASSES)
+    assert names(dataset, "train") == ["v_Archery_g08_c01", "v_HandStandPushups_g08_c01"]
+    assert names(dataset, "test") == ["v_Archery_g01_c01", "v_HandStandPushups_g01_c01"]
+    assert [video.label for video in dataset.parts["train"]] == [0, 1]
+    assert all(video.path.is_file() for videos in dataset.parts.values() for video in videos)
+    assert describe(dataset) == "some-ucf, split 1: 2 classes, 2 train and 2 test videos (UCF101's layout)"
+
+
+def test_ucf101_may_be_flat(tmp_path: Path) -> None:
+    put(tmp_path, (f"{clip}.avi" for clip in CLIPS))
+    put_lists(tmp_path / "ucfTrainTestlist", UCF_LISTS)
+    assert len(find_dataset(tmp_path).parts["train"]) == 2
+
+
+@pytest.mark.parametrize("crlf", [False, True])
+def test_lists_may_lie_beside_the_videos(crlf: bool, tmp_path: Path) -> None:
+    put(tmp_path, (f"UCF-101/{CLASSES['Hand' in clip]}/{clip}.avi" for clip in CLIPS))
+    put_lists(tmp_path / "ucfTrainTestlist", UCF_LISTS, crlf=crlf)
+    assert find_dataset(tmp_path / "UCF-101").parts == find_dataset(tmp_path).parts
+
+
+def test_lists_may_lie_anywhere_if_they_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "videos", (f"{CLASSES['Hand' in clip]}/{clip}.avi" for clip in CLIPS))
+    put_lists(tmp_path / "elsewhere" / "lists", UCF_LISTS)
+    assert find_dataset(tmp_path / "videos", lists=tmp_path / "elsewhere").classes == CLASSES
+    assert "no such folder; did you mean" in refusal(tmp_path / "videos", lists=tmp_path / "elswhere")
+
+
+def test_file_endings_and_class_folders_of_lists_may_be_missing(tmp_path: Path) -> None:
+    put(tmp_path, (f"videos/{CLASSES['Hand' in clip]}/{clip}.avi" for clip in CLIPS))
+    plain = {
+        "classInd": UCF_LISTS["classInd.txt"],
+        "trainlist01": "Archery/v_Archery_g08_c01 1\nv_HandStandPushups_g08_c01 2\n",
+        "testlist01": "v_Archery_g01_c01\n\nv_HandStandPushups_g01_c01.avi",
+    }
+    put_lists(tmp_path / "ucfTrainTestlist", plain)
+    dataset = find_dataset(tmp_path)
+    assert names(dataset, "train") == ["v_Archery_g08_c01", "v_HandStandPushups_g08_c01"]
+    assert [video.class_name for video in dataset.parts["test"]] == list(CLASSES)
+
+
+@pytest.mark.parametrize("folder", ["HandstandPushups", "HandStandPushups", "handstandpushups"])
+@pytest.mark.parametrize("clip", ["v_HandStandPushups", "v_HandstandPushups"])
+def test_case_does_not_matter_and_the_lists_spelling_wins(folder: str, clip: str, tmp_path: Path) -> None:
+    put(tmp_path, (f"Archery/v_Archery_g0{group}_c01.avi" for group in (1, 8)))
+    put(tmp_path, (f"{folder}/{clip}_g0{group}_c01.avi" for group in (1, 8)))
+    put_lists(tmp_path / "ucfTrainTestlist", UCF_LISTS)
+    video = find_dataset(tmp_path).parts["train"][1]
+    assert (video.name, video.class_name, video.label) == ("v_HandStandPushups_g08_c01", "HandstandPushups", 1)
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_each_split_has_its_lists(split: int, tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    for number in (2, 3):
+        put_lists(tmp_path / "ucfTrainTestlist", {f"trainlist0{number}.txt": UCF_LISTS["testlist01.txt"]})
+        put_lists(tmp_path / "ucfTrainTestlist", {f"testlist0{number}.txt": UCF_LISTS["trainlist01.txt"]})
+    dataset = find_dataset(tmp_path, split=split)
+    assert dataset.split == split
+    assert names(dataset, "train" if split == 1 else "test")[0] == "v_Archery_g08_c01"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"trainlist01": "Archery/v_Archery_g08_c01.avi 2"},
+            "trainlist01.txt, line 1: 'v_Archery_g08_c01' is of class",
+        ),
+        ({"trainlist01": "Archery/v_Archery_g08_c01.avi 3"}, "line 1: class number 3; expected 1 to 2"),
+        (
+            {"trainlist01": "\nArchry/v_Archery_g08_c01.avi 1"},
+            "line 2: class 'Archry' is not in classInd.txt; did you mean Arc",
+        ),
+        ({"trainlist01": "film.avi"}, "line 1: 'film.avi' does not say its class"),
+        ({"trainlist01": ""}, "trainlist01.txt: expected a video on each line, found an empty list"),
+        ({"classInd": "1 Archery\n3 HandstandPushups"}, "numbered from 1 without gaps, found [1, 3]"),
+        ({"classInd": "1 Archery\n1 HandstandPushups"}, "classInd.txt, line 2: number or class of"),
+        ({"classInd": "Archery"}, "classInd.txt, line 1: expected a number and a class, found 'Archery'"),
+        ({"testlist01": UCF_LISTS["testlist01.txt"] * 2}, "line 3: a second video 'v_Archery_g01_c01' (the first:"),
+        ({"testlist01": UCF_LISTS["trainlist01.txt"]}, "is in the test part, but"),
+        ({"testlist01": "Archery/v_Archery_g01_c01.avi"}, "no video in test for 1 of 2 classes: HandstandPushups"),
+        ({"classInd": "1 Archery\n2 HandstandPushups\n3 Surfing"}, "no video in train for 1 of 3 classes: Surfing"),
+    ],
+)
+def test_a_mistake_in_the_lists_is_named_with_its_line(change: dict[str, str], says: str, tmp_path: Path) -> None:
+    assert says in refusal(ucf101(tmp_path, **change))
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    (tmp_path / "ucfTrainTestlist" / "testlist01.txt").write_bytes(b"PK\x03\x04\xff\xfe")
+    assert "testlist01.txt: expected a list in UTF-8" in refusal(tmp_path)
+
+
+def test_missing_lists_are_named_with_what_is_there(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    assert "expected the list trainlist02.txt, found classInd.txt, testlist01.txt, trainlist01" in refusal(
+        tmp_path, split=2
+    )
+    put(tmp_path / "bare", ["Archery/v_Archery_g01_c01.avi"])
+    (tmp_path / "ucfTrainTestlist").rename(tmp_path / "gone")
+    assert "UCF101's lists are not there; expected ucfTrainTestlist" in refusal(tmp_path / "bare", kind="ucf101")
+    assert "HMDB51's lists are not there" in refusal(tmp_path / "bare", kind="hmdb51")
+    assert "the videos are named as UCF101's, but its lists" in refusal(tmp_path / "bare")
+
+
+def test_a_listed_video_that_is_not_there_is_named_with_file_and_line(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    (tmp_path / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").unlink()
+    sentence = refusal(tmp_path)
+    assert f"{tmp_path / 'UCF-101'}: 1 of 4 videos listed in {tmp_path / 'ucfTrainTestlist'} are not there" in sentence
+    assert "v_Archery_g01_c01 (testlist01.txt, line 1)" in sentence
+
+
+def test_of_many_missing_videos_five_are_named_and_all_counted(tmp_path: Path) -> None:
+    more = "".join(f"Archery/v_Archery_g09_c{clip:02}.avi 1\n" for clip in range(40))
+    sentence = refusal(ucf101(tmp_path, trainlist01=UCF_LISTS["trainlist01.txt"] + more))
+    assert "40 of 44 videos" in sentence
+    assert sentence.count("v_Archery_g09") == 5
+    assert "(trainlist01.txt, line 7) and 35 more" in sentence
+
+
+def test_with_partial_absent_videos_and_classes_are_left_out_and_noted(tmp_path: Path) -> None:
+    more = UCF_LISTS["trainlist01.txt"] + "Surfing/v_Surfing_g08_c01.avi\nArchery/v_Archery_g08_c02.avi"
+    ucf101(
+        tmp_path,
+        classInd="1 Surfing\n2 Archery\n3 HandstandPushups",
+        trainlist01=more.replace(" 1", "").replace(" 2", ""),
+    )
+    dataset = find_dataset(tmp_path, partial=True)
+    assert dataset.classes == CLASSES
+    assert [video.label for video in dataset.parts["train"]] == [0, 1]
+    assert "2 listed but left out: v_Surfing_g08_c01, v_Archery_g08_c02" in dataset.notes
+    assert "1 of 3 classes have no video: Surfing" in dataset.notes
+
+
+def test_partial_is_no_licence_for_nothing_at_all(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    for clip in CLIPS:
+        (tmp_path / "UCF-101" / CLASSES["Hand" in clip] / f"{clip}.avi").unlink()
+    put(tmp_path, ["UCF-101/Archery/other.avi"])
+    assert "4 of 4 videos" in refusal(tmp_path, partial=True)
+
+
+@pytest.mark.parametrize("second", ["HandstandPushups/v_Archery_g01_c01.avi", "Archery/v_archery_g01_c01.mp4"])
+def test_two_videos_of_one_name_are_refused_with_both_paths(second: str, tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    put(tmp_path / "UCF-101", [second])
+    sentence = refusal(tmp_path)
+    assert "two videos have the name 'v_Archery_g01_c01'" in sentence
+    assert second in sentence
+    assert "Archery/v_Archery_g01_c01.avi" in sentence
+
+
+def test_what_is_in_no_list_or_no_video_is_noted(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    put(tmp_path / "UCF-101", ["Archery/v_Archery_g02_c01.avi", "Archery/Thumbs.db", "Archery/.DS_Store", "x.rar"])
+    notes = find_dataset(tmp_path).notes
+    assert "1 in no list of this split, left out: v_Archery_g02_c01.avi" in notes
+    assert any("2 stray" in note and "Archery/Thumbs.db, x.rar" in note for note in notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
+def test_a_link_to_nowhere_is_not_there(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    clip = tmp_path / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi"
+    clip.unlink()
+    clip.symlink_to(tmp_path / "nowhere.avi")
+    assert "1 of 4 videos" in refusal(tmp_path)
+
+
+def test_where_there_are_no_lists_annotations_do(tmp_path: Path) -> None:
+    by_lists = find_dataset(ucf101(tmp_path))
+    (tmp_path / "ucfTrainTestlist").rename(tmp_path / "gone")
+    put_lists(tmp_path / "annotations", {"annot01.json": json.dumps(write_annotations(by_lists))})
+    assert find_dataset(tmp_path, kind="ucf101").parts == by_lists.parts
+    assert find_dataset(tmp_path, kind="hmdb51").parts == by_lists.parts
+
+
+def test_only_the_wanted_classes_must_be_there(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    for group in (1, 8):
+        (tmp_path / "UCF-101" / "Archery" / f"v_Archery_g0{group}_c01.avi").unlink()
+    dataset = find_dataset(tmp_path, classes=["handstandpushups"])
+    assert dataset.classes == ("HandstandPushups",)
+    assert [video.label for videos in dataset.parts.values() for video in videos] == [0, 0]
+    assert "class 'Archry' is none of the 2 classes; did you mean Archery?" in refusal(tmp_path, classes=["Archry"])
+
+
+def test_the_drawn_set_is_ucf101_by_another_name(tmp_path: Path) -> None:
+    dataset = find_dataset(ucf101(tmp_path), kind="drawn")
+    assert (dataset.name, dataset.kind) == ("drawn", "ucf101")
+
+
+# --- HMDB51 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "videos/", "hmdb51_org/"])
+@pytest.mark.parametrize("sign", ["#", "@"])
+def test_hmdb51_is_found_with_the_signs_its_names_hold(below: str, sign: str, tmp_path: Path) -> None:
+    dataset = find_dataset(hmdb(tmp_path / "small", below, sign))
+    assert (dataset.name, dataset.kind) == ("small", "hmdb51")
+    assert dataset.classes == ("climb", "kick_ball", "kick")
+    assert sorted(names(dataset, "train")) == ["!b+_climb_0", "a_kick_0", "a_kick_ball_0"]
+    assert sorted(names(dataset, "test")) == ["-a(x)_climb_0", "b_#1_kick_0", "b_kick_ball_0"]
+    assert "1 listed for neither train nor test" in dataset.notes
+
+
+@pytest.mark.parametrize("folder", ["test_train_splits", "splits", "test_train_splits/testTrainMulti_7030_splits"])
+def test_hmdb51_lists_may_have_other_folders(folder: str, tmp_path: Path) -> None:
+    root = hmdb(tmp_path)
+    (root / folder).parent.mkdir(exist_ok=True)
+    (root / "testTrainMulti_7030_splits").rename(root / folder)
+    assert find_dataset(root).kind == "hmdb51"
+
+
+def test_hmdb51_classes_are_in_the_authors_order() -> None:
+    assert len(hmdb51.CLASSES) == len(set(hmdb51.CLASSES)) == 51
+    for first, second in [("climb", "climb_stairs"), ("kick_ball", "kick"), ("sword_exercise", "sword")]:
+        assert hmdb51.CLASSES.index(second) == hmdb51.CLASSES.index(first) + 1
+
+
+@given(st.sets(st.sampled_from(hmdb51.CLASSES)), st.sets(st.sampled_from(["aerobics", "zumba"])))
+def test_any_subset_of_hmdb51_keeps_the_order_and_others_follow(ours: set[str], others: set[str]) -> None:
+    expected = [name for name in hmdb51.CLASSES if name in ours] + sorted(others)
+    assert list(hmdb51.in_order(ours | others)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"climb_test_split1": "a.avi 3"},
+            "climb_test_split1.txt, line 1: expected a video and 0 (unused), 1 (train) or 2",
+        ),
+        ({"climb_test_split1": "a.avi"}, "line 1: expected a video and 0"),
+        ({"climb_test_split1": HMDB_LISTS["climb_test_split1.txt"] * 2}, "a second video '-a(x)_climb_0'"),
+        ({"climb_test_split1": "-a(x)_climb_0.avi 1"}, "no video in test for 1 of 3 classes: climb"),
+        ({"walk_test_split1": "w.avi 1\nx.avi 2"}, "2 of 8 videos"),
+    ],
+)
+def test_a_mistake_in_hmdb51_lists_is_named(change: dict[str, str], says: str, tmp_path: Path) -> None:
+    assert says in refusal(hmdb(tmp_path, **change))
+
+
+def test_an_unused_video_need_not_be_there(tmp_path: Path) -> None:
+    root = hmdb(tmp_path)
+    (root / "kick" / "c_kick_0.avi").unlink()
+    assert len(find_dataset(root).parts["train"]) == 3
+
+
+def test_a_split_without_hmdb51_lists_is_refused(tmp_path: Path) -> None:
+    assert "expected lists named <class>_test_split2.txt, found climb_test_split1.txt" in refusal(
+        hmdb(tmp_path), split=2
+    )
+
+
+# --- own class folders -----------------------------------------------------------------------------------------------
+
+
+def own(root: Path, classes: Iterable[str] = ("jump", "wave"), count: int = 10, ending: str = ".mp4") -> Path:
+    put(root, (f"{name}/clip {number}{ending}" for name in classes for number in range(count)))
+    return root
+
+
+@pytest.mark.parametrize("ending", [*VIDEO_ENDINGS, ".AVI", ".Mp4"])
+def test_common_video_endings_are_known_whatever_their_case(ending: str, tmp_path: Path) -> None:
+    dataset = find_dataset(own(tmp_path, ending=ending))
+    assert (dataset.kind, dataset.classes) == ("folders", ("jump", "wave"))
+    assert [len(dataset.parts[part]) for part in ("train", "test")] == [16, 4]
+
+
+def test_names_of_own_videos_hold_their_class(tmp_path: Path) -> None:
+    dataset = find_dataset(own(tmp_path))
+    every = {*names(dataset, "train"), *names(dataset, "test")}
+    assert every == {f"{name}__clip {number}" for name in ("jump", "wave") for number in range(10)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(2, 40), min_size=1, max_size=4), split=st.integers(1, 3))
+def test_the_split_by_hash_gives_a_fifth_of_each_class_to_test(
+    counts: list[int], split: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("own")
+    for number, count in enumerate(counts):
+        own(root, [f"class {number}"], count)
+    dataset = find_dataset(root, split=split)
+    assert dataset == find_dataset(root, split=split)
+    assert any("drawn by a hash" in note for note in dataset.notes)
+    in_test = Counter(video.label for video in dataset.parts["test"])
+    assert in_test == {label: -(-count // 5) for label, count in enumerate(counts)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=st.lists(st.integers(1, 6), min_size=2, max_size=12))
+def test_the_split_by_hash_keeps_groups_together(groups: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("own")
+    clips = (f"jump/x_g{group:02}_c{clip:02}.avi" for group, count in enumerate(groups) for clip in range(count))
+    put(root, clips)
+    dataset = find_dataset(root, kind="folders")
+    sides = [{name.split("_c")[0] for name in names(dataset, part)} for part in ("train", "test")]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+def test_a_class_that_cannot_be_split_is_refused_unless_partial(tmp_path: Path) -> None:
+    own(own(tmp_path), ["once"], 1)
+    assert "no video in test for 1 of 3 classes: once" in refusal(tmp_path)
+    dataset = find_dataset(tmp_path, partial=True)
+    assert dataset.classes == ("jump", "once", "wave")
+    assert "no video in test for 1 of 3 classes: once" in dataset.notes
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "Validation"), ("train", "val")])
+def test_folders_for_train_and_test_split_own_videos(train: str, test: str, tmp_path: Path) -> None:
+    put(tmp_path, [f"{train}/jump/1.avi", f"{train}/wave/2.avi", f"{test}/jump/3.avi", f"{test}/wave/4.avi"])
+    dataset = find_dataset(tmp_path)
+    assert (names(dataset, "train"), names(dataset, "test")) == (["jump__1", "wave__2"], ["jump__3", "wave__4"])
+    assert "choose split 1" in refusal(tmp_path, split=2)
+
+
+def test_one_name_in_both_folders_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, ["train/jump/1.avi", "test/jump/1.avi"])
+    assert "'jump__1' is in the test part, but" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("jump/clip 0.mp4\nwave/clip 0", "jump/clip 1.mp4\nwave/clip 1.mp4"),
+        ("./jump/clip 0.mp4 0\nwave\\clip 0.mp4 1", "jump/clip 1.mp4 0\nwave/clip 1.mp4 1"),
+        ("jump/clip 0.mp4 jump\nwave/clip 0.mp4, wave", "jump/clip 1.mp4 Jump\r\nwave/clip 1.mp4"),
+        ("videos/jump/clip 0.mp4\t1\nwave/clip 0.mp4,2", "jump/clip 1.mp4 1\nwave/clip 1.mp4 2"),
+    ],
+)
+def test_own_lists_hold_paths_and_perhaps_labels(train: str, test: str, tmp_path: Path) -> None:
+    put_lists(own(tmp_path), {"train.txt": train, "test.txt": test})
+    dataset = find_dataset(tmp_path)
+    assert dataset.classes == ("jump", "wave")
+    assert names(dataset, "train") == ["jump__clip 0", "wave__clip 0"]
+    assert names(dataset, "test") == ["jump__clip 1", "wave__clip 1"]
+    assert any(note.startswith("16 in no list") for note in dataset.notes)
+
+
+def test_numbers_in_own_lists_give_the_order_of_classes(tmp_path: Path) -> None:
+    put_lists(own(tmp_path), {"train.txt": "jump/clip 0 2\nwave/clip 0 1", "test.txt": "jump/clip 1 2\nwave/clip 1 1"})
+    assert find_dataset(tmp_path).classes == ("wave", "jump")
+
+
+@pytest.mark.parametrize("text", ["wave\njump\n", "1 wave\n2 jump\n", "0 wave\n1 jump\n"])
+def test_a_list_of_classes_gives_their_order(text: str, tmp_path: Path) -> None:
+    put_lists(own(tmp_path), {"classes.txt": text})
+    assert find_dataset(tmp_path).classes == ("wave", "jump")
+
+
+def test_own_lists_may_be_numbered_by_split(tmp_path: Path) -> None:
+    one = {"train01.txt": "jump/clip 0\nwave/clip 0", "test01.txt": "jump/clip 1\nwave/clip 1"}
+    two = {"trainlist02.txt": "jump/clip 2\nwave/clip 2", "testlist02.txt": "jump/clip 3\nwave/clip 3"}
+    put_lists(own(tmp_path) / "lists", one | two)
+    assert names(find_dataset(tmp_path, split=2), "test") == ["jump__clip 3", "wave__clip 3"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_says_video_label_and_set(delimiter: str, tmp_path: Path) -> None:
+    put(tmp_path, (f"videos/{number}.avi" for number in range(5)))
+    rows = [
+        "Video,Label,Set,Note",
+        "0.avi,long jump,train,x",
+        "1.avi,wave,TRAIN,",
+        "2,long jump,validation,",
+        "3.avi,wave,test,",
+    ]
+    rows += ["", "4.avi,wave,unused,"]
+    put_lists(tmp_path, {"table.csv": "\n".join(rows).replace(",", delimiter)})
+    dataset = find_dataset(tmp_path)
+    assert dataset.classes == ("long jump", "wave")
+    assert names(dataset, "train") == ["long jump__0", "wave__1"]
+    assert names(dataset, "test") == ["long jump__2", "wave__3"]
+
+
+def test_classes_that_are_only_numbers_count_as_numbers(tmp_path: Path) -> None:
+    put(tmp_path, (f"{number}.avi" for number in range(6)))
+    rows = "\n".join(f"{n}.avi,{[10, 9, 2][n % 3]},{'train' if n < 3 else 'test'}" for n in range(6))
+    put_lists(tmp_path, {"all.csv": f"video,label,set\n{rows}"})
+    assert find_dataset(tmp_path).classes == ("2", "9", "10")
+
+
+@pytest.mark.parametrize(
+    ("lists", "says"),
+    [
+        ({"train.txt": "jump/clip 0.mp4"}, "train.txt is there, but no test.txt"),
+        (
+            {"train.txt": "jump/clip 0\njump/none.mp4", "test.txt": "x 1"},
+            "2 of 3 listed videos are not there: jump/none.mp4 (",
+        ),
+        ({"train.txt": "clip 0.mp4", "test.txt": "jump/clip 1"}, "train.txt, line 1: 'clip 0.mp4' may be"),
+        ({"train.txt": "jump/clip 0\nwave/clip 0", "test.txt": "jump/clip 0"}, "is in the test part, but"),
+        (
+            {"train.txt": "jump/clip 0\njump/clip 0.mp4", "test.txt": "jump/clip 1"},
+            "line 2: a second video 'jump__clip 0'",
+        ),
+        (
+            {"train.txt": "jump/clip 0 0\nwave/clip 0 0", "test.txt": "jump/clip 1"},
+            "expected one number for each class folder",
+        ),
+        (
+            {"train.txt": "jump/clip 0 0\njump/clip 1 1", "test.txt": "jump/clip 2"},
+            "expected one number for each class folder",
+        ),
+        (
+            {"train.txt": "jump/clip 0 0", "test.txt": "jump/clip 1 3", "classes.txt": "jump\nwave"},
+            "number 3; expected 0 to 1",
+        ),
+        ({"train.txt": "jump/clip 0 jmp", "test.txt": "jump/clip 1", "classes.txt": "jump\nwave"}, "did you mean jump"),
+        ({"classes.txt": "jump\nJump"}, "classes.txt: a class stands there twice"),
+        ({"classes.txt": "jump"}, "class 'wave' is not in classes.txt"),
+        ({"videos.csv": "a,b\n1,2"}, "line 1: expected the columns video, label, set, found a, b"),
+        ({"videos.csv": ""}, "line 1: expected the columns video, label, set, found nothing"),
+        (
+            {"videos.csv": "video,label,set\njump/clip 0.mp4,jump,tset"},
+            "line 2: set 'tset'; expected train, test or unused",
+        ),
+        ({"videos.csv": "video,label,set\njump/clip 0.mp4,jump"}, "line 2: expected 3 cells, found 2"),
+        ({"a.csv": "video,label,set\n", "b.csv": "video,label,set\n"}, "a.csv and b.csv may both say the split"),
+    ],
+)
+def test_a_mistake_in_own_lists_is_named(lists: dict[str, str], says: str, tmp_path: Path) -> None:
+    put_lists(own(tmp_path), lists)
+    assert says in refusal(tmp_path)
+
+
+def test_of_own_lists_absent_videos_may_be_left_out(tmp_path: Path) -> None:
+    put_lists(own(tmp_path), {"train.txt": "jump/clip 0\nnone.mp4", "test.txt": "jump/clip 1"})
+    dataset = find_dataset(tmp_path, partial=True)
+    assert any(note.startswith("1 listed but left out: none.mp4 (") for note in dataset.notes)
+
+
+def test_other_tables_are_no_lists(tmp_path: Path) -> None:
+    put_lists(own(tmp_path), {"notes.csv": "who,when\nme,now\n"})
+    assert any("drawn by a hash" in note for note in find_dataset(tmp_path).notes)
+
+
+def test_videos_of_no_class_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, ["1.avi", "2.avi"])
+    assert "1.avi: neither a class folder nor a label says the class" in refusal(tmp_path)
+
+
+def test_lists_of_other_data_beside_own_folders_are_left_alone(tmp_path: Path) -> None:
+    put_lists(tmp_path / "ucfTrainTestlist", UCF_LISTS)
+    put_lists(tmp_path / "testTrainMulti_7030_splits", HMDB_LISTS)
+    assert find_dataset(own(tmp_path / "mine")).kind == "folders"
+
+
+# --- which folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    ucf101(tmp_path / "UCF101")
+    assert refusal(tmp_path / "ucf_101") == f"{tmp_path}/ucf_101: no such folder; did you mean {tmp_path}/UCF101?"
+    assert "no such folder; did you mean" in refusal(tmp_path / "UCF10" / "videos")
+    assert "has none of a like name" in refusal(tmp_path / "zzz")
+
+
+def test_a_file_a_wrong_kind_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, ["file.avi"])
+    (tmp_path / "empty").mkdir()
+    assert "expected the folder of a data set, found a file" in refusal(tmp_path / "file.avi")
+    assert "kind of data set 'ucf'; expected auto, ucf101" in refusal(tmp_path, kind="ucf")
+    assert "empty: no videos found in" in refusal(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="expected a folder that can be read, found: Not a directory"):
+        entries(tmp_path / "file.avi")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    ucf101(tmp_path / "closed")
+    (tmp_path / "closed").chmod(0)
+    try:
+        assert "expected a folder that can be read, found: Permission denied" in refusal(tmp_path / "closed")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_a_name_that_no_record_could_have_is_refused(tmp_path: Path) -> None:
+    own(tmp_path)
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path / "jump") + b"/caf\xe9.mp4")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert "is not UTF-8" in refusal(tmp_path)
+
+
+def test_a_folder_named_videos_is_called_as_the_one_above(tmp_path: Path) -> None:
+    assert find_dataset(own(tmp_path / "My Set (2)" / "videos")).name == "my-set-2"
+    assert existing(tmp_path) == tmp_path
+
+
+# --- smaller, for a first try ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> Dataset:
+    classes = tuple(f"class {n}" for n in range(draw(st.integers(1, 4))))
+    parts = {}
+    for part in ("train", "test"):
+        labels = draw(st.lists(st.integers(0, len(classes) - 1), max_size=20))
+        parts[part] = tuple(
+            Video(name=f"{part} {n}", path=Path(str(n)), label=label, class_name=classes[label])
+            for n, label in enumerate(labels)
+        )
+    return Dataset(name="any", kind="folders", split=1, classes=classes, parts=parts)
+
+
+@given(dataset=datasets(), limit=st.integers(1, 6), data=st.data())
+def test_a_smaller_limit_gives_a_part_of_a_larger_one(dataset: Dataset, limit: int, data: st.DataObject) -> None:
+    wanted = data.draw(st.lists(st.sampled_from(dataset.classes), unique=True))
+    small, large = reduced(dataset, wanted, limit), reduced(dataset, wanted, limit + 1)
+    assert small.classes == large.classes == tuple(name for name in dataset.classes if not wanted or name in wanted)
+    for part, videos in dataset.parts.items():
+        assert {*names(small, part)} <= {*names(large, part)} <= {video.name for video in videos}
+        counts = Counter(video.class_name for video in videos)
+        kept = Counter(video.class_name for video in small.parts[part])
+        assert kept == +Counter({name: min(counts[name], limit) for name in small.classes})
+        assert all(small.classes[video.label] == video.class_name for video in small.parts[part])
+
+
+@given(dataset=datasets())
+def test_without_wishes_nothing_is_left_out(dataset: Dataset) -> None:
+    assert reduced(dataset) == dataset
+
+
+def test_an_unknown_class_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="did you mean Archery"):
+        reduced(find_dataset(ucf101(tmp_path)), ["archry"])
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    assert some([1, 2]) == "1, 2"
+    assert some(range(1_000)) == "0, 1, 2, 3, 4 and 995 more"
+
+
+# --- real data -------------------------------------------------------------------------------------------------------
+
+real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real videos in {REAL}")
+
+
+@real
+def test_real_ucf101_clips_are_found() -> None:
+    dataset = find_dataset(REAL / "ucf101-6")
+    assert describe(dataset) == "ucf101-6, split 1: 6 classes, 108 train and 42 test videos (UCF101's layout)"
+    assert set(Counter(video.label for video in dataset.parts["train"]).values()) == {18}
+    assert {*names(reduced(dataset, limit=2), "test")} <= {*names(dataset, "test")}
+
+
+@real
+@pytest.mark.parametrize(("split", "train", "test"), [(1, 265, 116), (2, 250, 107), (3, 244, 104)])
+def test_real_jhmdb_clips_are_found_in_every_split(split: int, train: int, test: int) -> None:
+    dataset = find_dataset(REAL / "jhmdb-8", split=split)
+    assert [len(dataset.parts[part]) for part in ("train", "test")] == [train, test]
+    assert dataset.classes == hmdb51.in_order(set(dataset.classes))
+
+
+@real
+@pytest.mark.parametrize(("split", "train", "test"), [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_the_published_lists_of_ucf101_are_read_whole(split: int, train: int, test: int) -> None:
+    lists = ucf101_lists.read_lists(REAL / "ucf101-lists", split)
+    assert Counter(entry.part for entry in lists.entries) == {"train": train, "test": test}
+    assert (len(lists.classes), lists.classes[36]) == (101, "HandstandPushups")
+
+
+@real
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_the_published_lists_of_hmdb51_are_read_whole(split: int) -> None:
+    lists = hmdb51.read_lists(REAL / "hmdb51" / "testTrainMulti_7030_splits", split)
+    assert Counter(entry.part for entry in lists.entries) == {"train": 3570, "test": 1530, "": 1666}
+    assert lists.classes == hmdb51.CLASSES
+
+
+@real
+def test_whole_sets_have_their_published_names(tmp_path: Path) -> None:
+    ucf = ucf101_lists.read_lists(REAL / "ucf101-lists", 1)
+    hmdb = hmdb51.read_lists(REAL / "hmdb51" / "testTrainMulti_7030_splits", 1)
+    put(tmp_path, (f"one/UCF-101/{entry.class_name}/{entry.name}.avi" for entry in ucf.entries))
+    put(tmp_path, (f"two/{entry.class_name}/{entry.name.replace('#', '@')}.avi" for entry in hmdb.entries))
+    one, two = (find_dataset(tmp_path / name, lists=lists.place) for name, lists in (("one", ucf), ("two", hmdb)))
+    assert describe(one) == "ucf101, split 1: 101 classes, 9,537 train and 3,783 test videos (UCF101's layout)"
+    assert describe(two) == "hmdb51, split 1: 51 classes, 3,570 train and 1,530 test videos (HMDB51's layout)"
+
+
+@real
+def test_the_five_real_hmdb51_clips_are_refused_by_their_lists_and_taken_as_folders() -> None:
+    assert "5,097 of 5,100 videos" in refusal(REAL / "hmdb51")
+    assert [len(videos) for videos in find_dataset(REAL / "hmdb51", partial=True).parts.values()] == [1, 2]
+    every = find_dataset(REAL / "hmdb51", kind="folders", partial=True)
+    assert sum(map(len, every.parts.values())) == 5
+
+
+@real
+def test_real_clips_without_lists_are_refused_until_lists_are_named() -> None:
+    assert "named as UCF101's, but its lists" in refusal(REAL / "ucf101-clips")
+    dataset = find_dataset(REAL / "ucf101-clips", lists=REAL / "ucf101-lists", partial=True)
+    assert sum(map(len, dataset.parts.values())) == 7
