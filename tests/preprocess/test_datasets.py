@@ -395,15 +395,27 @@ def test_the_published_lists_of_ucf101_are_read_whole(split: int, train: int, te
     assert (len(lists.classes), lists.classes[36]) == (101, "HandstandPushups")
 
 
+def test_all_classes_of_hmdb51_have_its_name(tmp_path: Path) -> None:
+    put(tmp_path / "mine", (f"{name}/{clip}_{name}.avi" for name in hmdb51.CLASSES for clip in "ab"))
+    lists = {f"{name}_test_split1.txt": f"a_{name}.avi 1\nb_{name}.avi 2" for name in hmdb51.CLASSES}
+    put_lists(tmp_path / "mine" / "splits", lists)
+    dataset = find_dataset(tmp_path / "mine")
+    assert describe(dataset) == "hmdb51, split 1: 51 classes, 51 train and 51 test videos (HMDB51's layout)"
+    assert dataset.classes == hmdb51.CLASSES
+
+
 @real
-def test_whole_sets_have_their_published_names(tmp_path: Path) -> None:
-    ucf = ucf101_lists.read_lists(REAL / "ucf101-lists", 1)
-    hmdb = hmdb51.read_lists(REAL / "hmdb51" / "testTrainMulti_7030_splits", 1)
-    put(tmp_path, (f"one/UCF-101/{entry.class_name}/{entry.name}.avi" for entry in ucf.entries))
-    put(tmp_path, (f"two/{entry.class_name}/{entry.name.replace('#', '@')}.avi" for entry in hmdb.entries))
-    one, two = (find_dataset(tmp_path / name, lists=lists.place) for name, lists in (("one", ucf), ("two", hmdb)))
-    assert describe(one) == "ucf101, split 1: 101 classes, 9,537 train and 3,783 test videos (UCF101's layout)"
-    assert describe(two) == "hmdb51, split 1: 51 classes, 3,570 train and 1,530 test videos (HMDB51's layout)"
+def test_all_classes_of_ucf101_have_its_name(tmp_path: Path) -> None:
+    classes = ucf101_lists.read_lists(REAL / "ucf101-lists", 1).classes
+    put(tmp_path / "mine" / "UCF-101", (f"{name}/v_{name}_g0{n}_c01.avi" for name in classes for n in (1, 8)))
+    lists = {
+        f"{part}list01.txt": "\n".join(f"{c}/v_{c}_g0{n}_c01.avi" for c in classes)
+        for part, n in (("train", 8), ("test", 1))
+    }
+    numbered = "\n".join(f"{number} {name}" for number, name in enumerate(classes, 1))
+    put_lists(tmp_path / "mine" / "ucfTrainTestlist", lists | {"classInd.txt": numbered})
+    dataset = find_dataset(tmp_path / "mine")
+    assert describe(dataset) == "ucf101, split 1: 101 classes, 101 train and 101 test videos (UCF101's layout)"
 
 
 @real
