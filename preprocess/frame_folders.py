@@ -57,16 +57,16 @@ def annotation_file(base: Path, split: int) -> Path | None:
 
 
 def read_lists(root: Path, split: int, lists: Path | None = None) -> Lists:
-    """The lists of `split`: annotations in JSON, else UCF101's or HMDB51's. Raises DatasetError for none."""
+    """The lists of `split`: UCF101's or HMDB51's, else annotations in JSON. Raises DatasetError for none."""
     base = lists or root
-    if path := annotation_file(base, split):
-        return read_annotations(path)
     for place in disk.descendants(base, ucf101.LISTS):
         if ucf101.is_lists(place):
             return ucf101.read_lists(place, split)
     for place in disk.descendants(base, hmdb51.LISTS):
         if hmdb51.is_lists(place):
             return hmdb51.read_lists(place, split)
+    if path := annotation_file(base, split):  # last: it was written from lists, perhaps from a part of them
+        return read_annotations(path)
     raise DatasetError(
         f"{base}: no lists of split {split} found; expected annotations/{annotation_name(split)},"
         " ucfTrainTestlist or testTrainMulti_7030_splits in it; put one there, or name its folder"

@@ -276,13 +276,15 @@ def test_folders_are_found_with_class_folders_or_without(
             assert record_from_frames(video, SETTINGS).frames == 4
 
 
-def test_annotations_say_what_the_lists_say(tmp_path: Path) -> None:
+def test_annotations_say_what_the_lists_said(tmp_path: Path) -> None:
     for name in NAMES:
         write_video(tmp_path, name)
     write_lists(tmp_path)
     by_lists = find_dataset(tmp_path, kind="extracted")
     content = write_annotations(by_lists, dict.fromkeys(NAMES, 4))
     (tmp_path / "annotations" / "annot01.json").write_text(json.dumps(content))
+    assert any("ucf101_splits" in note for note in find_dataset(tmp_path).notes)  # lists come first
+    (tmp_path / "annotations" / "ucf101_splits").rename(tmp_path / "gone")
     by_annotations = find_dataset(tmp_path)
     assert by_annotations.parts == by_lists.parts
     assert read_annotations(tmp_path / "annotations" / "annot01.json").classes == by_lists.classes
