@@ -1,0 +1,131 @@
+"""The commands that look at shards, verify and copy them: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from configs.cli_errors import one_line
+from shards.errors import ShardError
+
+if TYPE_CHECKING:
+    from shards.index import Row
+    from shards.split import Split
+
+known_errors = one_line(ShardError)
+
+
+@click.group()
+def shards() -> None:
+    """Look at shards, verify and copy them.
+
+    \b
+    stmul shards show data/ucf101/split1
+    """
+
+
+@shards.command()
+@click.argument("location", metavar="PATH|URL")
+@click.option("--part", help="One part alone: train or test.")
+@click.option("--record", "name", metavar="NAME", help="One record: a video's name.")
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of a record: out.png.")
+@known_errors
+def show(location: str, part: str | None, name: str | None, sheet: Path | None) -> None:
+    """Show what is in a split: a folder, an LMDB, one .tar, or a URL of them.
+
+    \b
+    stmul shards show data/ucf101/split1
+    stmul shards show https://host/ucf101/split1 --record v_Archery_g01_c01 --sheet archery.png
+    """
+    from rich.console import Console
+
+    from shards.display import classes_table, parts_table, record_lines, split_lines
+    from shards.format import decode
+    from shards.split import open_split
+
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise click.BadParameter(f"{sheet}: expected a name that ends in .png", param_hint="--sheet")
+    with open_split(location) as split:
+        parts = [part] if part else list(split.manifest.parts)
+        found = _find(split, parts, name) if name or sheet else None
+        if name is None:
+            console = Console(highlight=False)
+            tables = [parts_table(split, parts), classes_table(split, parts, console.width)]
+            click.echo("\n".join(split_lines(split)))
+            console.print(*tables)
+        if found is not None:
+            of_part, row = found
+            members = split.members(of_part, row)
+            record = decode(members, f"{split.location}: {of_part}: record {row.record} ({row.name})")
+            if name is not None:
+                click.echo("\n".join(record_lines(split, of_part, row, record)))
+            if sheet is not None:
+                from shards.picture import record_sheet
+                from shards.whole import whole
+
+                with whole(sheet) as file:
+                    record_sheet(record).save(file, "PNG")
+                click.echo(f"sheet     {sheet}: {row.name}")
+
+
+@shards.command()
+@click.argument("location", metavar="PATH|URL")
+@known_errors
+def verify(location: str) -> None:
+    """Check every byte of a split and name all that is damaged.
+
+    \b
+    stmul shards verify data/ucf101/split1
+    """
+    from shards.check import problems
+    from shards.display import counting
+    from shards.split import open_split
+
+    with open_split(location) as split, counting("verify") as progress:
+        broken = 0
+        for problem in problems(split, progress):
+            click.echo(str(problem))
+            broken += 1
+        records = sum(part.records for part in split.manifest.parts.values())
+        shown = split.location
+    if broken:
+        found = f"{broken} problems" if broken > 1 else "1 problem"
+        raise click.ClickException(f"{shown}: {found}. Copy or build again what is named above")
+    click.echo(f"{shown}: all {records} records are whole")
+
+
+@shards.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@known_errors
+def copy(source: str, target: str) -> None:
+    """Copy a split, verified on the way: DST ending in .lmdb becomes an LMDB, in .files loose files, else tar shards.
+
+    \b
+    stmul shards copy data/ucf101/split1 data/ucf101/split1.lmdb
+    stmul shards copy s3://bucket/ucf101/split1 data/ucf101/split1
+    """
+    from shards.copy import copy_split
+    from shards.display import counting
+
+    with counting("copy") as progress:
+        manifest = copy_split(source, target, progress)
+    records = sum(part.records for part in manifest.parts.values())
+    click.echo(f"{target}: {records} records as {manifest.store}, digest {manifest.digest[:16]}")
+
+
+def _find(split: Split, parts: list[str], name: str | None) -> tuple[str, Row]:
+    """The record called `name` and its part; the first there is where no name is given."""
+    from configs import nearest
+
+    names: list[str] = []
+    for part in parts:
+        for row in split.index(part):
+            if name is None or name in (row.name, row.key):
+                return part, row
+            names.append(row.name)
+    raise ShardError(
+        f"{split.location}: no record {name!r} among {len(names)} of {', '.join(parts)}{nearest(name or '', names)}"
+    )
