@@ -57,7 +57,8 @@ def _plain(console: Console) -> Watch:
         tenth = 10 * step.step // step.steps
         if tenth != shown.get(step.stage, 0):
             shown[step.stage] = tenth
-            console.print(f"{step.stage:<10} {step.step:>6}/{step.steps}  {in_words(step)}", highlight=False)
+            line = f"{step.stage:<10} {step.step:>6}/{step.steps}  {in_words(step)}"
+            console.print(line, highlight=False, soft_wrap=True)
 
     return watch
 
