@@ -1,16 +1,12 @@
 """Cutting, resizing, mirroring and centring frames on the device, alike for both streams.
 
-Resizing is defined by a matrix for each axis, as Pillow's BILINEAR filter with a box: a triangle as wide as the step
-between output pixels, at least one input pixel, so it averages when shrinking and interpolates when growing; taps reach
-over the box's edge, but not over the picture's. Mirroring also turns motion to the right into motion to the
-left: q becomes 255 - q.
+Mirroring also turns motion to the right into motion to the left: q becomes 255 - q.
 
 Shapes: F frames, P flow planes (x0 y0 x1 y1 ...), C channels, H W positions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shards.draws import Draws
+from stmul.resize import Axis, resized
 
 FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 FLOW_TOP = 255.0
@@ -118,21 +115,6 @@ def crop_view(
     return View(float(box.top), float(box.left), float(box.top + box.height), float(box.left + box.width), mirror)
 
 
-def resize_matrix(
-    size_in: int, start: float, stop: float, size_out: int, *, device: torch.device | None = None
-) -> Tensor:
-    """Weights (size_out, size_in), float32, that resize `start` .. `stop` of an axis to `size_out` pixels.
-
-    Each row sums to 1. The box lies within 0 .. size_in and may begin and end within a pixel.
-    """
-    step = (stop - start) / size_out
-    support = max(step, 1.0)
-    centres = start + step * (torch.arange(size_out, dtype=torch.float64, device=device) + 0.5)
-    pixels = torch.arange(size_in, dtype=torch.float64, device=device) + 0.5
-    weights = (1.0 - (pixels - centres[:, None]).abs() / support).clamp(min=0.0)
-    return (weights / weights.sum(1, keepdim=True)).float()
-
-
 def apply_view(
     rgb_FHWC: Tensor,
     flow_PHW: Tensor,
@@ -150,37 +132,19 @@ def apply_view(
     """
     tall, wide = (size, size) if size is not None else (round(view.bottom - view.top), round(view.right - view.left))
     with torch.autocast(rgb_FHWC.device.type, enabled=False):
-        rgb_FCHW = _look(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
-        flow_PHW = _look(flow_PHW, view, frame, tall, wide)
-        rgb_FCHW -= torch.tensor(rgb_mean, device=rgb_FCHW.device)[:, None, None]
-        if view.mirror:
-            flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
-        flow_PHW -= FLOW_MEAN
+        rgb_FCHW = _seen(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
+        flow_PHW = _seen(flow_PHW, view, frame, tall, wide)
+    rgb_FCHW -= torch.tensor(rgb_mean, device=rgb_FCHW.device)[:, None, None]
+    if view.mirror:
+        flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
+    flow_PHW -= FLOW_MEAN
     return rgb_FCHW, flow_PHW
 
 
-def _look(planes: Tensor, view: View, frame: tuple[int, int], tall: int, wide: int) -> Tensor:
-    """The view of planes (..., H, W), as float32 of its own memory."""
+def _seen(planes: Tensor, view: View, frame: tuple[int, int], tall: int, wide: int) -> Tensor:
+    """The view of planes (..., H, W), in new memory. They may be stored at another size than the frame's."""
     height, width = planes.shape[-2:]
     down, across = height / frame[0], width / frame[1]
-    rows, row_weights = _axis(height, view.top * down, view.bottom * down, tall, planes.device)
-    columns, column_weights = _axis(width, view.left * across, view.right * across, wide, planes.device)
-    seen = planes[..., rows, columns].float()
-    if column_weights is not None:
-        seen = seen @ (column_weights.flip(0) if view.mirror else column_weights).T
-    elif view.mirror:
-        seen = seen.flip(-1)
-    if row_weights is not None:
-        seen = row_weights @ seen
-    return (
-        seen.clone(memory_format=torch.contiguous_format) if seen.data_ptr() == planes.data_ptr() else seen.contiguous()
-    )
-
-
-def _axis(size_in: int, start: float, stop: float, size_out: int, device: torch.device) -> tuple[slice, Tensor | None]:
-    """The part of an axis that a box reaches, and its weights; None where it is taken over as it is."""
-    if stop - start == size_out and start == int(start):
-        return slice(int(start), int(stop)), None
-    support = max((stop - start) / size_out, 1.0)
-    first, last = max(0, math.floor(start - support)), min(size_in, math.ceil(stop + support))
-    return slice(first, last), resize_matrix(last - first, start - first, stop - first, size_out, device=device)
+    rows = Axis(height, view.top * down, view.bottom * down, tall)
+    columns = Axis(width, view.left * across, view.right * across, wide)
+    return resized(planes, rows, columns, mirror=view.mirror)

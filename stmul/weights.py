@@ -137,7 +137,7 @@ def _refuse(wrong: Sequence[str], where: str) -> None:
 
 
 def _torchvision_names(depth: int) -> dict[str, str]:
-    """torchvision's name -> ours, for each tensor of a ResNet of this depth. Our bias of the first convolution has none."""
+    """torchvision's name -> ours, for each tensor of a ResNet of this depth; our first bias has none."""
     convolutions, normalisations = {"conv1": "conv1"}, {"bn1": "norm1"}
     blocks = [f"layer{layer}.{block}" for layer, count in enumerate(UNITS[depth], 1) for block in range(count)]
     for theirs, unit in zip(blocks, unit_names(depth), strict=True):
