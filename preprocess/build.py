@@ -102,7 +102,7 @@ def build(
         manifest=manifest,
         new=True,
         seconds=time.monotonic() - start,
-        how=dict(tally.how),
+        how={how: count for how, count in tally.how.items() if count},
         failures=tuple(tally.failures),
         without_records=tuple(
             (part, name)

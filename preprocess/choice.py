@@ -52,7 +52,7 @@ def read(choice: Choice, settings: Preprocess, drawing: Callable[[int, int], Non
     if choice.kind == DRAWN:
         from preprocess.drawn import draw_dataset
 
-        draw_dataset(choice.root, settings.drawn, drawing)
+        draw_dataset(choice.root, settings.drawn, drawing, workers=settings.workers)
     dataset = find_dataset(
         choice.root,
         kind=choice.kind,

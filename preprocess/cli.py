@@ -159,7 +159,7 @@ def draw(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
 
     settings = load(PreprocessConfig, config or DRAWN_SETTINGS, overrides).preprocess
     with stoppable(), counting(Console(), "drawing") as watch:
-        root = draw_dataset(folder, settings.drawn, watch)
+        root = draw_dataset(folder, settings.drawn, watch, workers=settings.workers)
     click.echo(
         f"{root}: {settings.drawn.train} training and {settings.drawn.test} test videos, seed {settings.drawn.seed}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,12 +83,14 @@ def _riff_chunks(file: BinaryIO, position: int, end: int, depth: int = 8) -> Ite
     """All chunks in [position, end), those inside lists too; a list goes by its type and comes before its contents."""
     while position + 8 <= end and (chunk := _riff_chunk(file, position)):
         if chunk.name == b"LIST":
-            yield Chunk(name=_word(file, chunk.start), start=chunk.start, size=chunk.size)
+            # As above: a list without a size holds all that follows.
+            chunk = chunk if chunk.size else replace(chunk, size=max(end - chunk.start, 0))
+            yield replace(chunk, name=_word(file, chunk.start))
             if depth:
                 yield from _riff_chunks(file, chunk.start + 4, min(chunk.end, end), depth - 1)
         else:
             yield chunk
-        position = max(chunk.end, chunk.start) + (chunk.size & 1)
+        position = chunk.end + (chunk.size & 1)
 
 
 def _word(file: BinaryIO, position: int) -> bytes:

@@ -34,9 +34,11 @@ def workplace(out: Path, dataset: str, record: Mapping[str, Any]) -> Iterator[Pa
         ) from error
     with lock:
         _hold(lock.fileno(), folder)
-        for path in folder.glob("*.partial"):
-            path.unlink()  # a build that was killed left it; what it was to become is made again
-        yield folder
+        _remove_partial(folder)  # a build that was killed left them
+        try:
+            yield folder
+        finally:
+            _remove_partial(folder)
 
 
 def work_folder(out: Path, dataset: str, record: Mapping[str, Any]) -> Path:
@@ -63,6 +65,11 @@ def clear(folder: Path, files: Iterable[Path]) -> None:
 
 def _lock_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
+
+
+def _remove_partial(folder: Path) -> None:
+    for path in folder.glob("*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def _hold(lock: int, folder: Path) -> None:

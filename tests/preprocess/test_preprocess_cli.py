@@ -1,0 +1,265 @@
+"""The commands: which data set and why, what it takes, what came out; every known error is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from preprocess import cli
+from preprocess.build import Progress
+from preprocess.choice import choose
+from preprocess.config import Preprocess
+from preprocess.datasets import find_dataset
+from preprocess.display import _Pace, build_display
+from preprocess.estimate import bytes_in_words, estimate_build, in_words
+from shards.split import open_split
+
+TINY = ["--set", "preprocess.rgb.short_side=32", "--flow", "dis", "--workers", "1"]
+DRAWN = [f"--set=preprocess.drawn.{key}={value}" for key, value in {"train": 32, "test": 16, "frames": 12}.items()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, video_folders: Callable[..., Path]) -> Path:
+    return video_folders(tmp_path_factory.mktemp("data") / "small", width=40, height=30)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.preprocess, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def line(result: Result, number: int) -> str:
+    return result.output.splitlines()[number]
+
+
+# Which data set
+
+
+def test_a_named_folder_is_taken(root):
+    result = run("shards", "--root", root, *TINY, "--dry-run")
+    assert result.exit_code == 0
+    assert line(result, 0).startswith("data set: small, split 1: 2 classes, 4 train and 2 test videos")
+    assert line(result, 0).endswith("(named)")
+
+
+@pytest.mark.parametrize("name", ["UCF101", "HMDB51", "ucf101"])
+def test_the_usual_folder_is_taken_where_none_is_named(name, root, elsewhere):
+    (elsewhere / "dataset").mkdir()
+    (elsewhere / "dataset" / name).symlink_to(root)
+    kind = ["--set", "preprocess.dataset=ucf101"] if name == "HMDB51" else []
+    choice = choose(Preprocess())
+    assert choice.root == Path("dataset") / name
+    assert "no other was named" in choice.why
+    if not kind:
+        result = run("shards", *TINY, "--dry-run")
+        assert f"in dataset/{name} (found there; no other was named)" in line(result, 0)
+
+
+def test_the_drawn_set_is_taken_where_there_is_nothing_with_its_own_settings():
+    result = run("shards", *DRAWN, "--classes", "WarmShiftMatched,CoolZoomCrossed", "--limit", "1", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    assert line(result, 0) == (
+        "data set: the drawn demo set in dataset/drawn (no data set was named, and neither dataset/UCF101 nor"
+        " dataset/HMDB51 is there); flow dis, short side 72"
+    )
+    with open_split("data/drawn/split1") as split:
+        assert split.manifest.classes == ("CoolZoomCrossed", "WarmShiftMatched")
+        assert split.manifest.made["record"]["rgb"]["short_side"] == 72
+
+
+def test_named_options_win_over_set_which_wins_over_the_configuration(root, elsewhere):
+    config = elsewhere / "mine.yaml"
+    config.write_text(f"preprocess: {{root: {root}, split: 2, limit: 2, per_shard: 7, flow: {{method: farneback}}}}\n")
+    result = run("shards", "-c", config, "-s", "preprocess.split=1", "-s", "preprocess.limit=1", "--split", 3, *TINY)
+    assert result.exit_code == 0, result.output
+    with open_split("data/small/split3") as split:
+        assert split.manifest.made["record"]["flow_method"] == "dis"
+        assert split.manifest.made["per_shard"] == 7
+        assert {name: part.records for name, part in split.manifest.parts.items()} == {"train": 2, "test": 2}
+
+
+def test_a_folder_whose_name_looks_like_a_number_is_a_folder(root, elsewhere):
+    (elsewhere / "7").symlink_to(root)
+    result = run("shards", "--root", "7", "--out", "8", *TINY, "--dry-run")
+    assert result.exit_code == 0
+    assert "8/" in line(result, -2)
+
+
+# What it takes, and what came out
+
+
+def test_the_estimate_comes_before_anything_is_done(root, elsewhere):
+    result = run("shards", "--root", root, *TINY, "--dry-run")
+    estimate = next(one for one in result.output.splitlines() if one.startswith("estimate: "))
+    assert re.search(r"6 videos, about \d+ frames of 42x32; dis does [\d,.]+ pairs/s on one core here", estimate)
+    assert re.search(r"about \d+ s with 1 processes; about \d+ kB of shards in data/small/split1.*are free$", estimate)
+    assert line(result, -1) == "dry run: nothing was built"
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_estimate_is_about_right(root):
+    dataset = find_dataset(root)
+    videos = [video for part in dataset.parts.values() for video in part]
+    settings = Preprocess.model_validate({"rgb": {"short_side": 32}, "flow": {"method": "dis"}})
+    estimate = estimate_build(videos, settings, workers=2)
+    result = run("shards", "--root", root, *TINY)
+    assert result.exit_code == 0, result.output
+    with open_split("data/small/split1") as split:
+        parts = split.manifest.parts.values()
+        assert sum(part.frames for part in parts) == estimate.frames
+        assert 0.5 < sum(shard.size for part in parts for shard in part.shards) / estimate.bytes < 3  # tar's padding
+
+
+def test_a_build_ends_in_a_table_and_a_second_one_has_nothing_to_do(root):
+    first = run("shards", "--root", root, *TINY)
+    assert first.exit_code == 0, first.output
+    assert re.search(r"train\s*│\s*4\s*│\s*28\s*│\s*1\s*│", first.output)
+    assert re.search(r"6 records \(6 made\) in \d+ s", first.output)
+    assert json.loads(Path("data/latest.json").read_text()) == {"shards": "data/small/split1"}
+    again = run("shards", "--root", root, *TINY)
+    assert again.exit_code == 0
+    assert "data/small/split1: complete, and made with these settings; nothing to do" in again.output
+    assert "estimate" not in again.output
+
+
+def test_shards_of_other_settings_are_refused_before_any_work(root):
+    run("shards", "--root", root, *TINY)
+    result = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80")
+    assert result.exit_code == 1
+    assert "record.rgb.quality: 90 then, 80 now" in line(result, -1)
+    assert "--rebuild" in line(result, -1)
+    assert run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80", "--rebuild").exit_code == 0
+
+
+def test_broken_videos_are_told_at_the_end(elsewhere, video_folders):
+    root = video_folders(elsewhere / "small", width=40, height=30)
+    (root / "videos/b/v_b_g01_c01.avi").write_bytes(b"")
+    result = run("shards", "--root", root, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "1 videos could not be used; data/small/split1/failures.jsonl says why" in result.output
+    assert "v_b_g01_c01.avi: the file is empty" in result.output
+    assert "warning: no video of class b is left in test" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--root", "nowhere"], 1, "nowhere: no such folder"),
+        (["--flow", "tvl2"], 2, "expected 'tvl1', 'dis' or 'farneback', found 'tvl2'"),
+        (["--set", "preprocess.flow.metod=dis"], 2, "no such setting; did you mean preprocess.flow.method?"),
+        (["--set", "preprocess.flow.parameters={lamda: 1}"], 2, "did you mean lambda?"),
+        (["--set", "preprocess.rgb.short_side=8"], 2, "greater than or equal to 16, found 8"),
+        (["--dataset", "folders"], 2, "name its folder with --root"),
+        (["-c", "ucf102"], 2, "did you mean ucf101?"),
+        (["--dataset", "ucf101"], 1, "dataset/UCF101"),
+        (["--classes", "c"], 1, "'c'"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(root, arguments, code, message):
+    named = [] if arguments[0] in ("--root", "--dataset", "-c") else ["--root", root]
+    result = run("shards", *named, *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert line(result, -1).startswith("Error: ")
+
+
+def test_an_unwritable_output_is_one_clear_line(root, elsewhere):
+    (elsewhere / "file").write_text("")
+    result = run("shards", "--root", root, *TINY, "--out", "file")
+    assert result.exit_code == 1
+    assert line(result, -1).startswith("Error: file: shards cannot be written there")
+
+
+# Annotations, and the drawn set
+
+
+def test_annotations_hold_labels_from_1_and_decoded_frame_counts(root, elsewhere):
+    result = run("annotate", "--root", root, "--out", "notes", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    content = json.loads((elsewhere / "notes/annot01.json").read_text())
+    assert content["labels"] == {"a": 1, "b": 2}
+    assert content["validation"]["v_b_g01_c01"] == {"set": "validation", "label": 2, "nframes": 7}
+    assert {about["nframes"] for about in content["training"].values()} == {6, 8}
+
+
+def test_annotations_leave_out_what_cannot_be_counted_and_say_so(elsewhere, video_folders):
+    root = video_folders(elsewhere / "small", width=40, height=30)
+    (root / "videos/a/v_a_g01_c01.avi").write_bytes(b"")
+    result = run("annotate", "--root", root, "--split", 2, "--count", "header", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    assert "without nframes: " in result.output
+    content = json.loads((root / "annotations/annot02.json").read_text())
+    assert "nframes" not in content["training"]["v_a_g01_c01"]
+    assert content["training"]["v_b_g01_c01"]["nframes"] == 7
+    run("annotate", "--root", root, "--split", 2, "--count", "none", "--out", "none")
+    assert "nframes" not in (elsewhere / "none/annot02.json").read_text()
+
+
+def test_annotations_go_where_a_folder_can_be(root, elsewhere):
+    (elsewhere / "file").write_text("")
+    result = run("annotate", "--root", root, "--count", "none", "--out", "file")
+    assert result.exit_code == 1
+    assert "name a folder with --out" in result.output
+
+
+def test_the_drawn_set_is_drawn_where_one_likes(elsewhere):
+    result = run("draw", "mine", *DRAWN)
+    assert result.exit_code == 0, result.output
+    assert result.output == "mine: 32 training and 16 test videos, seed 1\n"
+    assert len(list((elsewhere / "mine/videos").rglob("*.avi"))) == 48
+
+
+# Display
+
+
+def test_time_left_is_reckoned_from_what_was_really_made(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace = _Pace()
+    assert pace.words(Progress(stage="videos", done=0, total=100)) == ""
+    now = 1.0
+    assert pace.words(Progress(stage="videos", done=50, total=100, kept=50)) == ""
+    now = 100.0
+    words = pace.words(Progress(stage="videos", done=60, total=100, kept=50, failed=2))
+    assert words == "6.0/min  7 min left  2 failed"
+    assert pace.words(Progress(stage="shards", done=0, total=4)) == ""
+
+
+def test_a_terminal_gets_a_bar():
+    from rich.console import Console
+
+    console = Console(force_terminal=True, width=100, record=True)
+    with build_display(console) as watch:
+        watch(Progress(stage="videos", done=1, total=4))
+        watch(Progress(stage="videos", done=4, total=4, failed=1))
+    assert re.search(r"videos.*4/4.*1 failed", console.export_text())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (75, "75 s"), (600, "10 min"), (12000, "3 h 20 min"), (1_500_000, "17 days (416 h)")],
+)
+def test_durations_read_well(seconds, words):
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(840_000, "840 kB"), (12.3e6, "12 MB"), (3.44e9, "3.4 GB"), (2e12, "2.0 TB")]
+)
+def test_sizes_read_well(count, words):
+    assert bytes_in_words(count) == words
