@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 
 from shards.writer import whole
 from stmul import metrics, plots
@@ -82,7 +81,7 @@ class Stage:
     name: str
     epochs: int
     minutes: float
-    curves: Markup
+    curves: str  # SVG
 
 
 def shown_clips(results: Results, count: int = 4) -> tuple[list[int], list[int]]:
@@ -141,7 +140,7 @@ def _page(
         compared=compared,
         gain=_gain(results),
         stages=_stages(history, 1 / len(results.classes)),
-        speed=[Markup(svg) for svg in plots.speed_curves(history)] if history else [],
+        speed=plots.speed_curves(history) if history else (),
         class_rows=_class_rows(results, compared),
         matrices=[_matrix(results, head) for head in compared],
         annotated=len(results.classes) <= ANNOTATED,
@@ -180,7 +179,7 @@ def _stages(history: Sequence[HistoryRow], chance: float) -> list[Stage]:
             name=name,
             epochs=len(rows),
             minutes=sum(row.seconds for row in rows) / 60,
-            curves=Markup(plots.stage_curves(rows, chance)),
+            curves=plots.stage_curves(rows, chance),
         )
         for name, rows in groups
     ]
