@@ -57,15 +57,17 @@ class Handler(BaseHTTPRequestHandler):
         if not file.is_relative_to(self.folder) or not file.is_file():
             return self.answer(404, b"nothing here")
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        data = file.read_bytes()
+        size = file.stat().st_size
         if asked is None or fault == "plain":
-            return self.answer(200, data)
-        start, stop = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
-        if start >= len(data):
-            return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        part = data[start : start + (stop - start) // 2] if fault == "cut" else data[start:stop]
-        stop = start + len(part)
-        return self.answer(206, part, {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", "ETag": '"1"'})
+            return self.answer(200, file.read_bytes())
+        start, stop = int(asked[1]), min(int(asked[2] or size) + 1, size)
+        if start >= size:
+            return self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
+        stop = start + (stop - start) // 2 if fault == "cut" else stop
+        with file.open("rb") as opened:
+            opened.seek(start)
+            part = opened.read(stop - start)
+        return self.answer(206, part, {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "ETag": '"1"'})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
