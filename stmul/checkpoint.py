@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,15 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, on the CPU. Raises CheckpointError where the file is missing, cut or foreign."""
+    """The checkpoint in `path`, on the CPU. Raises CheckpointError where the file is missing, damaged or foreign."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, but does not look at them
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
         fields = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a checkpoint ({reason}); delete it to use the one before") from error
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +60,28 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Adds a line to the run's log."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with (self.folder / "log.jsonl").open("a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            begun = file.read() not in (b"", b"\n")  # a line that a power cut left half written
+            file.write(b"\n" * begun + json.dumps(row).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The log's rows; where a stage was continued from a checkpoint, the later row of an epoch counts."""
+        """The log's rows; where a stage was continued from a checkpoint, the later row of an epoch counts.
+
+        Half a line, left by a power cut, is passed over: the checkpoint of its epoch was not yet written.
+        """
         path = self.folder / "log.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        latest = {(row["stage"], row["epoch"]): row for row in rows}
+        latest: dict[tuple[str, int], dict[str, Any]] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                row = json.loads(line)
+                latest[row["stage"], row["epoch"]] = row
         return sorted(latest.values(), key=lambda row: (STAGES.index(row["stage"]), row["epoch"]))
 
     def checkpoints(self, stage: str) -> dict[int, Path]:
         """The stage's checkpoints at whole epochs, ascending."""
-        paths = sorted((self.folder / stage).glob("epoch-*.pt"))
-        return {int(path.stem.removeprefix("epoch-")): path for path in paths}
+        found = {path.stem.removeprefix("epoch-"): path for path in (self.folder / stage).glob("epoch-*.pt")}
+        return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
     def newest(self, stage: str) -> Path | None:
         """The checkpoint that a stopped stage goes on from: the one of the stop, else the last epoch's."""
@@ -106,15 +117,14 @@ def find_run(folder: Path, run_id: str) -> Run:
 
 def new_run(folder: Path, name: str) -> Run:
     """A run folder that is not there yet: `<name>-001`, `<name>-002`, ..."""
-    taken = {path.name for path in folder.glob(f"{name}-*")} if folder.exists() else set()
-    number = next(number for number in range(1, 10**6) if f"{name}-{number:03d}" not in taken)
-    return Run(folder / f"{name}-{number:03d}")
+    return Run(next(path for number in count(1) if not (path := folder / f"{name}-{number:03d}").exists()))
 
 
 def unfinished(folder: Path, about: About) -> Run | None:
     """The newest run that was begun with exactly these data and settings and not finished."""
     for run in reversed(runs(folder)):
-        known = run.about()
-        if not known.done and (known.digest, known.settings) == (about.digest, about.settings):
-            return run
+        with suppress(RunError):  # of another version, or damaged: not this one
+            known = run.about()
+            if not known.done and (known.digest, known.settings) == (about.digest, about.settings):
+                return run
     return None
