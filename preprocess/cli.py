@@ -28,7 +28,11 @@ known_errors = one_line(SettingsError, ShardError, PreprocessError)
 
 @click.group()
 def preprocess() -> None:
-    """Build shards out of videos or extracted frames."""
+    """Build shards out of videos or extracted frames.
+
+    \b
+    stmul preprocess shards --dataset drawn
+    """
 
 
 def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
