@@ -128,6 +128,10 @@ class Index:
         expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
         if found != expected:
             raise self._corrupt(f"row {record}", found, expected)
+        if shard >= self.shards or not frames:
+            raise FormatError(
+                f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}. {_REBUILD}"
+            )
         tables = self._starts[5] + 4 * values[8]
         flow = self._stream(values[9:15], tables, 2 * (frames - 1), f"row {record}, flow table")
         rgb = self._stream(values[15:21], tables + 16 * (frames - 1), frames, f"row {record}, rgb table")
@@ -198,7 +202,7 @@ class Index:
         return CorruptRecordError(f"{self.where}: {named}: checksum {found:08x}, expected {expected:08x}. {_REBUILD}")
 
 
-_REBUILD = "Copy the index again, or make it again from the shards with: stmul shards verify --repair"
+_REBUILD = "Copy the split again, or build it again: make shards"
 
 
 def open_index(path: Path) -> Index:
@@ -248,6 +252,8 @@ def index_bytes(rows: Sequence[Row], shards: int | None = None) -> Iterator[byte
         starts.append(starts[-1] + _padded(len(section)))
     crcs = [crc32c(section) for section in sections[:3]]
     count = highest if shards is None else shards
+    if count < highest:
+        raise FormatError(f"an index of {count} shards has a record in shard {highest - 1}")
     header = _HEADER.pack(MAGIC, VERSION, _ROW_SIZE, len(rows), count, *starts, starts[-1] + 4 * words, *crcs)
     yield header + crc32c(header).to_bytes(4, "little")
     for section in sections:

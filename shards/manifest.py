@@ -110,7 +110,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if store not in STORES:
         raise FormatError(f"{where}: store: expected one of {', '.join(STORES)}, found {store!r}")
     names = tuple(tree["parts"]) if isinstance(tree["parts"], dict) else ()
-    parts = {name: _part(fields.below("parts", names), name, store, f"{where}: parts.{name}") for name in names}
+    parts = {name: _part(fields.below("parts", names), name, store, where) for name in names}
     if not parts:
         raise FormatError(f"{where}: parts: expected at least one part, found {tree['parts']!r}")
     if (digest := fields.digest("digest")) != split_digest({name: part.digest for name, part in parts.items()}):
@@ -184,12 +184,13 @@ def _read(data: bytes, where: str) -> dict[str, Any]:
     return tree
 
 
-def _part(parts: Fields, name: str, store: str, where: str) -> Part:
+def _part(parts: Fields, name: str, store: str, source: str) -> Part:
+    where, path = f"{source}: parts.{name}", f"parts.{name}.shards"
     if not _PART_NAME.fullmatch(name):
         raise FormatError(f"{where}: a part is named in lower case letters, digits and _, for example train")
     fields = parts.below(name, _PART_KEYS)
     listed = fields.items("shards")
-    shards = tuple(_file(Fields(one, _FILE_KEYS, where=f"{where}.shards[{i}]")) for i, one in enumerate(listed))
+    shards = tuple(_file(Fields(one, _FILE_KEYS, where=source, path=f"{path}[{i}]")) for i, one in enumerate(listed))
     part = Part(
         shards=shards,
         index=_file(fields.below("index", _FILE_KEYS)),

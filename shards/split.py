@@ -31,7 +31,7 @@ class Split:
         self, store: Store, manifest: Manifest, *, folder: Path | None, indexes: Mapping[str, Index] | None = None
     ) -> None:
         self.store, self.manifest = store, manifest
-        self._folder = folder  # where indexes can be mapped; None: they are read whole
+        self.folder = folder  # where indexes can be mapped; None: they are read whole
         self._indexes = dict(indexes or {})
         self._lock = threading.Lock()
 
@@ -45,10 +45,13 @@ class Split:
 
         Raises UnreachableError where there is no such part, TruncatedShardError, FormatError, CorruptRecordError.
         """
-        with self._lock:
-            if part not in self._indexes:
-                self._indexes[part] = self._opened(part)
-            return self._indexes[part]
+        index = self._indexes.get(part)
+        if index is None:
+            with self._lock:
+                index = self._indexes.get(part)
+                if index is None:
+                    index = self._indexes[part] = self._opened(part)
+        return index
 
     def read(self, part: str, record: int) -> Members:
         """The four members of a record, not yet checked: `shards.format.decode` does that."""
@@ -85,8 +88,8 @@ class Split:
         if part not in self.manifest.parts:
             raise UnreachableError(f"{self.location}: has no part {part!r}; it has {', '.join(self.manifest.parts)}")
         expected, name = self.manifest.parts[part].index, index_name(part)
-        if self._folder is not None:
-            index = open_index(self._folder / name)
+        if self.folder is not None:
+            index = open_index(self.folder / name)
         else:
             index = parse_index_bytes(self.store.small(name), f"{self.location}/{name}")
         if (index.size, len(index)) != (expected.size, expected.records):
@@ -125,7 +128,7 @@ def open_split(location: str | Path) -> Split:
             raise FormatError(f"{path}: a file, but neither a .tar nor the folder of a split")
         return _one_tar(TarStore(path.parent, path.name), path.name)
     if not path.is_dir():
-        raise UnreachableError(f"{path}: no such folder{_nearest(path)}. Build shards with: make shards SPLIT=1")
+        raise UnreachableError(f"{path}: no such folder{_nearest(path)} Build shards with: make shards SPLIT=1")
     if not (path / NAME).is_file():
         raise UnreachableError(_unfinished(path))
     manifest = parse_manifest((path / NAME).read_bytes(), str(path / NAME))
@@ -176,7 +179,7 @@ def _nearest(path: Path) -> str:
     above = path.parent
     names = sorted(entry.name for entry in above.iterdir() if entry.is_dir()) if above.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"; did you mean {above / close[0]}?" if close else ""
+    return f"; did you mean {above / close[0]}?" if close else "."
 
 
 def _unfinished(path: Path) -> str:

@@ -54,8 +54,7 @@ def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int
     from webdataset import TarWriter  # takes seconds and loads torch: only those who write pay for it
 
     number, rows, keys = _number(path) if shard is None else shard, list[Row](), set[str]()
-    with whole(path) as file:
-        hashed = _Hashed(file)
+    with whole(path) as file, _Hashed(file) as hashed:
         # Without times, and with fixed owners and modes: equal records give equal bytes. The writer sorts members by
         # name, which is their order; a name too long for a plain header gets an extended one.
         tar = TarWriter(hashed, user=OWNER, group=OWNER, mode=0o444, mtime=0, encoder=False, compress=False)
@@ -183,16 +182,28 @@ def start_split(folder: Path) -> None:
 
 
 class _Hashed:
-    """A file to write through: its SHA-256 and its size are known at the end."""
+    """A file to write through: its SHA-256 and its size are known at the end.
+
+    After the block nothing is written any more: a tar that was given up still tries to, when it is collected.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.digest, self.size, self._file = hashlib.sha256(), 0, file
+        self.digest, self.size = hashlib.sha256(), 0
+        self._file: BinaryIO | None = file
+
+    def __enter__(self) -> _Hashed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file = None
 
     def write(self, data: bytes) -> int:
         """Writes all of `data`."""
-        self.digest.update(data)
-        self.size += len(data)
-        return self._file.write(data)
+        if self._file is not None:
+            self._file.write(data)
+            self.digest.update(data)
+            self.size += len(data)
+        return len(data)
 
 
 def _located(rows: Sequence[Row], path: Path, size: int) -> list[Row]:

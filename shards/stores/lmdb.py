@@ -69,8 +69,7 @@ class LmdbStore:
     def __init__(self, folder: Path, size: int | None = None) -> None:
         self.folder, self._expected = folder, size
         self._files = Folder(folder)
-        self._path = os.path.realpath(folder)
-        self._held = False
+        self._shared: _Shared | None = None
 
     @property
     def location(self) -> str:
@@ -82,15 +81,15 @@ class LmdbStore:
         return self._files.small(name)
 
     def size(self, blob: str) -> int:
-        """Bytes of a value, or of the database's file itself."""
-        if blob == DATA:
+        """Bytes of a value, or of a file of the folder: the keys of values have a slash, files have none."""
+        if "/" not in blob:
             return self._files.size(blob)
         with self._lent() as environment, _explained(self.folder), environment.begin(buffers=True) as transaction:
             return len(self._value(transaction, blob))
 
     def reader(self, blob: str) -> Read:
-        """A function (start, stop) -> bytes of a value, or of the database's file itself."""
-        if blob == DATA:
+        """A function (start, stop) -> bytes of a value, or of a file of the folder."""
+        if "/" not in blob:
             return self._files.reader(blob)
         return lambda start, stop: self.fetch([Range(blob, start, stop)])[0]
 
@@ -121,9 +120,10 @@ class LmdbStore:
         """Ends reading; the environment is closed with the last store that uses it."""
         self._files.close()
         with _lock:
-            if self._held:
-                self._held = False
-                _give_back(self._path)
+            if self._shared is not None:
+                self._shared.stores -= 1
+                _close_unused(self._shared)
+                self._shared = None
 
     def _value(self, transaction: Any, key: str) -> memoryview:
         value = transaction.get(key.encode())
@@ -135,61 +135,71 @@ class LmdbStore:
     def _lent(self) -> Iterator[Any]:
         """The environment; it is not closed while it is lent, for that would take pages away from under a reader."""
         with _lock:
-            shared = _shared.get(self._path)
-            if shared is None:
-                shared = _shared[self._path] = _Shared(self._opened())
-            elif shared.environment is None:
+            if self._shared is None:
+                self._shared = self._joined()
+            shared = self._shared
+            if shared.environment is None:
                 shared.environment = self._opened()
-            shared.users += 1 if self._held else 2
-            self._held = True
+            shared.reads += 1
         try:
             yield shared.environment
         finally:
             with _lock:
-                _give_back(self._path)
+                shared.reads -= 1
+                _close_unused(shared)
 
-    def _opened(self) -> Any:
+    def _joined(self) -> _Shared:
+        """What the stores of this process share for this file, this one counted."""
         path = self.folder / DATA
         try:
-            found, needed = path.stat().st_size, pages(path).size
+            status = path.stat()
+            needed = self._expected or 0
+            if status.st_size >= needed:
+                needed = max(needed, pages(path).size)
         except OSError as error:
             raise UnreachableError(f"{path}: cannot be read: {error.strerror}. Copy the LMDB again") from error
-        needed = needed if self._expected is None else max(needed, self._expected)
-        if found < needed:
+        if status.st_size < needed:
             raise TruncatedShardError(
-                f"{path}: {found} bytes, expected {needed}: its copy was cut. Copy the LMDB again"
+                f"{path}: {status.st_size} bytes, expected {needed}: its copy was cut. Copy the LMDB again"
             )
+        shared = _open.setdefault((status.st_dev, status.st_ino), _Shared())
+        shared.stores += 1
+        return shared
+
+    def _opened(self) -> Any:
         with _explained(self.folder):
             return lmdb.open(str(self.folder), readonly=True, lock=False, create=False)
 
 
 @dataclass(slots=True)
 class _Shared:
-    """An environment, and how many stores and reads use it."""
+    """An environment, None where it is yet to be opened, and how many stores and reads use it."""
 
-    environment: Any  # None: of the parent process; to be opened again
-    users: int = 0
+    environment: Any = None
+    stores: int = 0
+    reads: int = 0
 
 
 _lock = threading.Lock()
-_shared: dict[str, _Shared] = {}  # by real path
+_open: dict[tuple[int, int], _Shared] = {}  # by device and inode: LMDB refuses a second environment of one file
 
 
-def _give_back(path: str) -> None:
-    shared = _shared[path]
-    shared.users -= 1
-    if not shared.users:
-        del _shared[path]
+def _close_unused(shared: _Shared) -> None:
+    if not shared.stores and not shared.reads:
+        for key in [key for key, value in _open.items() if value is shared]:
+            del _open[key]
         if shared.environment is not None:
             shared.environment.close()
+            shared.environment = None
 
 
 def _forked() -> None:
-    # What a child inherits belongs to its parent: the lock may be held by a thread that is not here any more.
+    # In a child: its parent's lock may be held by a thread that is not here any more, and so may a read. An environment
+    # with such a read cannot be closed, so it is kept: it is read only and without locks, and nothing in it is shared.
     global _lock
     _lock = threading.Lock()
-    for shared in _shared.values():
-        if shared.environment is not None:
+    for shared in _open.values():
+        if shared.environment is not None and not shared.reads:
             shared.environment.close()
             shared.environment = None
 

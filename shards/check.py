@@ -1,0 +1,264 @@
+"""Every byte of a split, checked against what was written: manifest, indexes, shards or database, each record in them.
+
+Reading goes on behind damage, so that one pass names all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import ShardError
+from shards.format import CLS, MEMBERS, RGB, Members, dataset_digest, decode
+from shards.index import Row, StreamPlace, records_of, row_of, scan_tar
+from shards.manifest import NAME, Part, ShardFile, index_name, parse_manifest
+from shards.split import Split
+from shards.stores import Range
+from shards.stores.lmdb import DATA, pages
+from shards.tar import members
+
+CHUNK = 8 << 20  # bytes read at a time where they are only hashed
+
+Progress = Callable[[int, int], None]  # records done, records in all
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something of a split that is not as it was written."""
+
+    where: str  # the file
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+def problems(split: Split, progress: Progress | None = None) -> Iterator[Problem]:
+    """What is wrong with `split`, file by file; nothing where every byte is as it was written.
+
+    `progress(done, total)` counts records. A damaged database is reported as such and not opened: LMDB believes its
+    own pages, and a wrong one can end the process.
+    """
+    total, done = sum(part.records for part in split.manifest.parts.values()), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    alone = not all(part.index.sha256 for part in split.manifest.parts.values())  # one tar: all was made from it
+    if not alone:
+        yield from _manifest(split)
+    if split.manifest.store == "lmdb":
+        found = list(_database(split))
+        yield from found
+        if found:
+            return
+    if split.manifest.store == "tar" and not alone and split.folder is not None:
+        yield from _strays(split, split.folder)
+    for name, part in split.manifest.parts.items():
+        if not alone:
+            yield from _file(split, part.index)
+        yield from _part(split, name, part, step)
+
+
+def _manifest(split: Split) -> Iterator[Problem]:
+    where = f"{split.location}/{NAME}"
+    try:
+        if parse_manifest(split.store.small(NAME), where) != split.manifest:
+            yield Problem(where, "is not the one with which the split was opened: it was replaced meanwhile")
+    except ShardError as error:
+        yield _problem(where, error)
+
+
+def _database(split: Split) -> Iterator[Problem]:
+    """What is wrong with data.mdb as a file."""
+    where, total = f"{split.location}/{DATA}", 0
+    for name, part in split.manifest.parts.items():
+        if name == next(iter(split.manifest.parts)):
+            yield from _file(split, part.shards[0])
+        total += len(MEMBERS) * part.records
+    try:
+        found = pages(Path(where)).entries
+    except (ShardError, OSError) as error:
+        yield _problem(where, error)
+    else:
+        if found != total:
+            yield Problem(where, f"{found} values, expected {total}")
+
+
+def _strays(split: Split, folder: Path) -> Iterator[Problem]:
+    known = {shard.name for part in split.manifest.parts.values() for shard in part.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in known:
+            yield Problem(str(path), "is not in the manifest: left from another build; delete it")
+
+
+def _file(split: Split, file: ShardFile) -> Iterator[Problem]:
+    where = f"{split.location}/{file.name}"
+    try:
+        if (size := split.store.size(file.name)) != file.size:
+            yield Problem(where, f"{size} bytes, expected {file.size}")
+            return
+        digest = hashlib.sha256()
+        _hash(split, file.name, 0, size, digest)
+        if digest.hexdigest() != file.sha256:
+            yield _differs(where, digest.hexdigest(), file.sha256)
+    except ShardError as error:
+        yield _problem(where, error)
+
+
+def _part(split: Split, name: str, part: Part, step: Callable[[], None]) -> Iterator[Problem]:
+    where = f"{split.location}/{index_name(name)}"
+    rows: list[Row] = []
+    try:
+        index = split.index(name)
+        count = len(index)
+    except ShardError as error:
+        yield _problem(where, error)
+        yield from _without_index(split, name, part)
+        return
+    for record in range(count):
+        try:
+            rows.append(index.row(record))
+        except ShardError as error:
+            yield _problem(where, error)
+    if split.manifest.store == "tar":
+        for number, shard in enumerate(part.shards):
+            yield from _shard(split, name, shard, [row for row in rows if row.shard == number], step)
+        if any(row.shard >= len(part.shards) for row in rows):
+            yield Problem(where, f"names shards behind the last, {part.shards[-1].name}")
+    else:
+        for row in rows:
+            yield from _loose(split, name, row)
+            step()
+    if len(rows) == count:
+        yield from _totals(where, part, rows)
+
+
+def _without_index(split: Split, name: str, part: Part) -> Iterator[Problem]:
+    """What the tars alone show: the first damage of each."""
+    for number, shard in enumerate(part.shards if split.manifest.store == "tar" else ()):
+        where = f"{split.location}/{shard.name}"
+        try:
+            for _ in scan_tar(split.store.reader(shard.name), split.store.size(shard.name), number, where):
+                pass
+        except ShardError as error:
+            yield _problem(where, error)
+
+
+def _totals(where: str, part: Part, rows: Sequence[Row]) -> Iterator[Problem]:
+    keys = [row.key for row in rows]
+    if len(set(keys)) != len(keys):
+        yield Problem(where, "two records share a key")
+    if len(rows) != part.records or sum(row.frames for row in rows) != part.frames:
+        yield Problem(where, f"{len(rows)} records, {sum(row.frames for row in rows)} frames: the manifest says others")
+    if dataset_digest((row.key, row.label, row.sha256) for row in rows) != part.digest:
+        yield Problem(where, f"its records have another digest than the manifest's {part.digest[:12]}...")
+
+
+def _shard(
+    split: Split, part: str, shard: ShardFile, rows: Sequence[Row], step: Callable[[], None]
+) -> Iterator[Problem]:
+    """What is wrong with a tar. It is read once, record by record, and hashed on the way."""
+    where, name, digest, position = _place(split, shard.name), shard.name, hashlib.sha256(), 0
+    try:
+        size = split.store.size(name)
+        if size != shard.size:
+            yield Problem(where, f"{size} bytes, expected {shard.size}")
+        for row in rows:
+            start, stop = row.span(CLS)[0], row.span(RGB)[1]
+            if position <= start and stop <= size:
+                view = memoryview(split.store.fetch([Range(name, position, stop)])[0])
+                digest.update(view)
+                spans = {member: row.span(member) for member in MEMBERS}
+                blobs = {member: view[a - position : b - position] for member, (a, b) in spans.items()}
+                yield from _record(split, row, blobs, where)
+                position = stop
+            else:
+                yield Problem(where, f"record {row.record} ({row.key}) should be bytes {start} to {stop} of {size}")
+            step()
+        _hash(split, name, position, size, digest)
+        if size == shard.size and shard.sha256 and digest.hexdigest() != shard.sha256:
+            yield _differs(where, digest.hexdigest(), shard.sha256)
+        yield from _structure(split, name, size, rows, where)
+    except ShardError as error:
+        yield _problem(where, error)
+
+
+def _structure(split: Split, name: str, size: int, rows: Sequence[Row], where: str) -> Iterator[Problem]:
+    """Whether the tar's own headers and the index tell the same."""
+    known, found = {row.key: row for row in rows}, 0
+    for places in records_of(members(split.store.reader(name), size, where), where):
+        found += 1
+        key = places[CLS].name.partition(".")[0]
+        spans = {member: (place.offset, place.offset + place.size) for member, place in places.items()}
+        if key not in known:
+            yield Problem(where, f"holds a record {key!r} that the index does not know")
+        elif spans != {member: known[key].span(member) for member in MEMBERS}:
+            yield Problem(where, f"record {key!r} lies elsewhere than the index says")
+    if found != len(rows):
+        yield Problem(where, f"holds {found} records, the index says {len(rows)}")
+
+
+def _loose(split: Split, part: str, row: Row) -> Iterator[Problem]:
+    """What is wrong with a record whose members are files or values."""
+    where = f"{split.location}/{part}/{row.key}"
+    try:
+        for member in MEMBERS:
+            blob, _, stop = split.store.member(part, row, member)
+            if (size := split.store.size(blob)) != stop:
+                yield Problem(f"{split.location}/{blob}", f"{size} bytes, expected {stop}")
+                return
+        yield from _record(split, row, split.members(part, row), where)
+    except ShardError as error:
+        yield _problem(where, error)
+
+
+def _record(split: Split, row: Row, blobs: Members, where: str) -> Iterator[Problem]:
+    named = f"record {row.record} ({row.key})"
+    try:
+        record = decode(blobs, f"{where}: {named}")
+        found = row_of(row.key, record, blobs, number=row.record, shard=row.shard)
+    except ShardError as error:
+        yield _problem(where, error)
+        return
+    for field in ("label", "frames", "fps", "header_size", "sha256"):
+        if getattr(found, field) != getattr(row, field):
+            yield Problem(where, f"{named}: {field} is {getattr(found, field)!r}, in the index {getattr(row, field)!r}")
+    if not (_same(found.rgb, row.rgb) and _same(found.flow, row.flow)):
+        yield Problem(where, f"{named}: its frame tables differ from those in the index")
+    classes = split.manifest.classes
+    if not record.label < len(classes) or classes[record.label] != record.class_name:
+        yield Problem(where, f"{named}: label {record.label} is {record.class_name!r}, but not in the manifest")
+
+
+def _same(one: StreamPlace, other: StreamPlace) -> bool:
+    plain = ("size", "width", "height", "components")
+    return all(getattr(one, field) == getattr(other, field) for field in plain) and bool(
+        np.array_equal(one.ends, other.ends) and np.array_equal(one.crcs, other.crcs)
+    )
+
+
+def _hash(split: Split, name: str, start: int, stop: int, digest: Any) -> None:
+    read = split.store.reader(name)
+    for position in range(start, stop, CHUNK):
+        digest.update(read(position, min(position + CHUNK, stop)))
+
+
+def _place(split: Split, name: str) -> str:
+    return split.location if split.location.endswith(name) else f"{split.location}/{name}"
+
+
+def _differs(where: str, found: str, expected: str) -> Problem:
+    return Problem(where, f"SHA-256 {found[:12]}..., expected {expected[:12]}...")
+
+
+def _problem(where: str, error: Exception) -> Problem:
+    return Problem(where, str(error).removeprefix(f"{where}: "))

@@ -1,0 +1,208 @@
+"""A split in another store: tar shards, LMDB or loose files, each from each; the same records, the same digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+
+from shards.errors import CorruptRecordError, ShardError
+from shards.format import MEMBERS, Members, decode, key_of, record_sha256
+from shards.index import Row
+from shards.manifest import NAME, Manifest, Part, ShardFile, parse_manifest
+from shards.split import Split, open_split
+from shards.stores.connect import is_url
+from shards.stores.lmdb import DATA, value_key
+from shards.stream import in_order
+from shards.whole import sync_folder, unwritable
+from shards.writer import PartWriter, finish_part, finish_split
+
+Kind = Literal["tar", "lmdb", "files"]
+Progress = Callable[[int, int], None]  # records done, records in all
+
+PAGE = 4096
+PENDING = 64 << 20  # bytes written in one transaction, which LMDB keeps in memory
+THREADS = 4  # reading ahead: a store behind a network answers several at once
+
+
+def kind_of(target: Path) -> Kind:
+    """What a copy to `target` becomes: *.lmdb an LMDB, *.files loose files, all else tar shards."""
+    kinds: dict[str, Kind] = {".lmdb": "lmdb", ".files": "files"}
+    return kinds.get(target.suffix, "tar")
+
+
+def copy_split(source: str | Path, target: str | Path, progress: Progress | None = None) -> Manifest:
+    """Copies a split to the folder `target`, which is whole or absent; its manifest. Every record is checked.
+
+    Where `target` already is this very split in this store, nothing is done. `progress(done, total)` counts records.
+    Raises ShardError where `target` holds anything else, or the disk is full; what reading `source` raises.
+    """
+    if is_url(str(target)):
+        raise ShardError(f"{target}: a copy goes to a folder; bring the folder there with the tools of that service")
+    path = Path(target)
+    kind = kind_of(path)
+    with open_split(source) as split:
+        if (there := _there(path, split, kind)) is not None:
+            return there
+        _room(path, split)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            _clear(partial)
+            partial.mkdir(parents=True)
+            manifest = _write(split, partial, kind, _counted(split, progress))
+            partial.replace(path)
+            sync_folder(path.parent)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError | lmdb.Error):
+                raise unwritable(path, error) from error
+            raise
+        return manifest
+
+
+def _there(path: Path, split: Split, kind: Kind) -> Manifest | None:
+    """The manifest of `path` if it is the same split, None if nothing is there."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    if (path / NAME).is_file():
+        manifest = parse_manifest((path / NAME).read_bytes(), str(path / NAME))
+        if (manifest.digest, manifest.store) == (split.manifest.digest, kind):
+            return manifest
+        found, wanted = manifest.digest[:12], split.manifest.digest[:12]
+        raise ShardError(
+            f"{path}: already holds another split ({manifest.dataset} {manifest.split} as {manifest.store}, digest"
+            f" {found}..., not {wanted}...). Give another target, or delete this one"
+        )
+    raise ShardError(f"{path}: exists and is no split. Give another target, or delete this one")
+
+
+def _room(path: Path, split: Split) -> None:
+    needed = sum(_size(row) for part in split.manifest.parts for row in split.index(part))
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise ShardError(f"{path}: cannot be written: {needed >> 20} MiB needed, {free >> 20} MiB free in {above}")
+
+
+def _write(split: Split, folder: Path, kind: Kind, records: Records) -> Manifest:
+    parts = {"tar": _to_tar, "lmdb": _to_lmdb, "files": _to_files}[kind](split, folder, records)
+    old = split.manifest
+    manifest = finish_split(
+        folder, dataset=old.dataset, split=old.split, classes=old.classes, made=old.made, parts=parts, store=kind
+    )
+    if manifest.digest != old.digest:
+        raise CorruptRecordError(
+            f"{split.location}: its records have the digest {manifest.digest[:12]}..., but its manifest says"
+            f" {old.digest[:12]}.... Find all damage with: stmul shards verify {split.location}"
+        )
+    return manifest
+
+
+Records = Callable[[str, Sequence[Row]], Iterator[tuple[Row, Members]]]
+
+
+def _counted(split: Split, progress: Progress | None) -> Records:
+    """A function (part, rows) -> the checked members of those records, in order; it counts them."""
+    total, done = sum(part.records for part in split.manifest.parts.values()), 0
+
+    def records(part: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Members]]:
+        nonlocal done
+        checked = in_order(rows, lambda row: (row, _checked(split, part, row)), threads=THREADS, ahead=THREADS)
+        with closing(checked):  # type: ignore[type-var]  # a generator
+            for one in checked:
+                yield one
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+
+    return records
+
+
+def _checked(split: Split, part: str, row: Row) -> Members:
+    members, where = split.members(part, row), f"{split.location}: {part} record {row.record} ({row.key})"
+    record = decode(members, where)
+    if record_sha256(members) != row.sha256 or key_of(record.name) != row.key:
+        raise CorruptRecordError(f"{where}: is another record than the index says; copy or build the split again")
+    return members
+
+
+def _to_tar(split: Split, folder: Path, records: Records) -> dict[str, Part]:
+    parts = {}
+    for part in split.manifest.parts:
+        index, writer = split.index(part), PartWriter(folder, part)
+        of_shard: list[list[Row]] = [[] for _ in range(index.shards)]
+        for row in index:
+            of_shard[row.shard].append(row)
+        for rows in of_shard:
+            writer.write((row.key, members) for row, members in records(part, rows))
+        parts[part] = writer.finish()
+    return parts
+
+
+def _to_lmdb(split: Split, folder: Path, records: Records) -> dict[str, Part]:
+    rows = {part: list(split.index(part)) for part in split.manifest.parts}
+    # Each value takes whole pages, and its key a place in a leaf; half as much again for what a transaction rewrites.
+    pages = sum(-(-_size(row) // PAGE) + 2 * len(MEMBERS) for part in rows.values() for row in part)
+    map_size = (pages + pages // 2) * PAGE + PENDING
+    environment = lmdb.open(str(folder), map_size=map_size, lock=False, sync=False, mode=0o644)
+    with closing(environment):
+        for part, part_rows in rows.items():
+            pending: list[tuple[bytes, Any]] = []
+            for row, members in records(part, part_rows):
+                pending += [(value_key(part, row.key, member).encode(), members[member]) for member in MEMBERS]
+                if sum(len(value) for _, value in pending) > PENDING:
+                    _put(environment, pending)
+                    pending = []
+            _put(environment, pending)
+        environment.sync(True)
+    with (folder / DATA).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = (folder / DATA).stat().st_size
+    return {
+        part: finish_part(
+            folder,
+            part,
+            part_rows,
+            (ShardFile(name=DATA, size=size, sha256=sha256, records=len(part_rows)),),
+            split.index(part).shards,
+        )
+        for part, part_rows in rows.items()
+    }
+
+
+def _put(environment: Any, values: Sequence[tuple[bytes, Any]]) -> None:
+    with environment.begin(write=True) as transaction:
+        for key, value in values:
+            transaction.put(key, value)
+
+
+def _to_files(split: Split, folder: Path, records: Records) -> dict[str, Part]:
+    parts = {}
+    for part in split.manifest.parts:
+        index = split.index(part)
+        (folder / part).mkdir()
+        for row, members in records(part, list(index)):
+            for member in MEMBERS:
+                (folder / part / f"{row.key}.{member}").write_bytes(members[member])
+        parts[part] = finish_part(folder, part, list(index), (), index.shards)
+    os.sync()  # thousands of files: waiting once, and not for each
+    return parts
+
+
+def _size(row: Row) -> int:
+    """Bytes of a record's members."""
+    return sum(stop - start for start, stop in (row.span(member) for member in MEMBERS))
+
+
+def _clear(partial: Path) -> None:
+    """Takes away what an interrupted copy left."""
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
