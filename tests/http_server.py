@@ -6,6 +6,7 @@ obstore's threads and a server's threads in one process wait for each other. The
     /NAME            the file, ranges understood        /plain/NAME      ranges ignored, the whole file each time
     /forbidden/NAME  403                                /private/NAME    401 unless signed in as reader:secret
     /token/NAME      403 unless the query is ?token=secret
+    /busy/NAME       503
     /cut/NAME        says the whole size, ends a ranged answer early, every time
     /requests        how many requests each path has had since the last look, as JSON
 """
@@ -28,7 +29,7 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
-FAULTS = ("plain", "forbidden", "private", "token", "cut")
+FAULTS = ("plain", "forbidden", "private", "token", "busy", "cut")
 SIGNED_IN = "Basic " + base64.b64encode(b"reader:secret").decode()
 
 
@@ -51,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         fault, path = (fault, rest) if fault in FAULTS else ("", path)
         if fault == "forbidden" or (fault == "token" and split.query != "token=secret"):
             return self.answer(403, b"no")
+        if fault == "busy":
+            return self.answer(503, b"later")
         if fault == "private" and self.headers.get("Authorization") != SIGNED_IN:
             return self.answer(401, b"who are you?", {"WWW-Authenticate": 'Basic realm="shards"'})
         file = (self.folder / path).resolve()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from shards.errors import UnreachableError
+from shards.manifest import NAME
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, HTTPStore, RetryConfig, S3Store
@@ -60,13 +61,13 @@ def is_url(location: str) -> bool:
 
 
 def place_of(location: str) -> Place:
-    """What `location` says. Raises UnreachableError for all but http://, https:// and s3://."""
+    """What `location` says; a manifest stands for its folder. Raises UnreachableError for all but http://, https:// and s3://."""
     try:
         url = urlsplit(location.strip())
         host = url.netloc.rpartition("@")[2]
     except ValueError as error:
         raise UnreachableError(f"a URL that cannot be read ({error}); expected https://HOST/FOLDER") from None
-    path = url.path.rstrip("/")
+    path = url.path.rstrip("/").removesuffix(f"/{NAME}")
     shown = urlunsplit((url.scheme, host, path, "", ""))
     if url.scheme not in SCHEMES or not host:
         raise UnreachableError(

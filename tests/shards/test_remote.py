@@ -5,10 +5,12 @@ import sys
 import textwrap
 import time
 import traceback
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from shards.split import open_split
 from shards.stores import Range, connect
 from shards.stores.connect import is_url, place_of
 from shards.stores.remote import BLOCK, RemoteStore
+from shards.stream import read_clips
 
 SIZE = 1_000_003
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalrSECRET", "AWS_REGION": "us-east-1"}
@@ -101,6 +104,10 @@ def test_small_files_and_sizes_come_from_the_folder_or_beside_the_tar(server):
     assert (of_folder.file, of_tar.file) == ("", "train-000000.tar")
 
 
+def test_the_address_of_a_manifest_stands_for_its_folder():
+    assert RemoteStore("https://host/a/split1/manifest.json").location == "https://host/a/split1"
+
+
 def test_the_name_of_a_tar_may_hold_odd_characters(server):
     store = RemoteStore(f"{server.url}/odd%20name%20%2520+.tar")
     assert bytes(store.fetch([Range(store.file, 0, 3)])[0]) == b"odd"
@@ -162,6 +169,19 @@ def test_a_server_without_ranges_is_named_as_such(server):
         store.fetch([Range("train-000000.tar", 0, 100)])
 
 
+def test_a_busy_server_is_asked_again_before_it_is_given_up(server, quick):
+    server.requests()
+    told = refusal(RemoteStore(f"{server.url}/busy"))
+    assert f"{server.url}/busy/small.json: the server answered with status 503. Try again later" in told
+    assert server.requests() == {"busy/small.json": 3}
+
+
+def test_a_bucket_that_answers_from_elsewhere_may_be_in_another_region():
+    store = RemoteStore("s3://videos/split1")
+    failure = store._explained(RuntimeError("status code: 301 Moved Permanently"), "small.json", "")
+    assert str(failure).endswith("status 301. The bucket may be in another region: set AWS_REGION")
+
+
 def test_a_dead_port_is_given_up_soon(quick):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -194,6 +214,14 @@ def test_other_kinds_of_url_are_refused(location):
     assert is_url(location)
     with pytest.raises(UnreachableError, match=r"not a kind of location that is read; expected a folder"):
         RemoteStore(location)
+
+
+def test_what_cannot_be_taken_apart_is_not_repeated():
+    with pytest.raises(
+        UnreachableError, match=r"^a URL that cannot be read .*; expected https://HOST/FOLDER"
+    ) as caught:
+        RemoteStore("http://reader:secret@[host/split1")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("location", ["s3://AKIDEXAMPLE:secret@bucket/split1", "s3://bucket/split1?key=secret"])
@@ -377,6 +405,23 @@ def test_a_single_tar_over_http_is_the_tar_on_the_disk_read_once(serve, split_fo
         with open_split(split_folder / "split1" / tar) as local:
             assert all_bytes(remote) == all_bytes(local)
             assert remote.manifest == local.manifest
+
+
+@dataclass(frozen=True)
+class Chosen:
+    frames: np.ndarray
+    pairs: np.ndarray
+
+
+def test_clips_over_http_are_those_of_the_disk_in_one_request_for_each_record(serve, split_folder):
+    server = serve(split_folder)
+    wanted = [(i, i, Chosen(np.array([1, 5, 9]), np.array([2, 3]))) for i in range(3)]
+    with open_split(f"{server.url}/split1") as remote, open_split(split_folder / "split1") as local:
+        remote.index("train")
+        server.requests()
+        over_http, on_disk = (read_clips(split, "train", wanted) for split in (remote, local))
+        assert [(clip.rgb, clip.flow) for clip in over_http] == [(clip.rgb, clip.flow) for clip in on_disk]
+        assert sum(server.requests().values()) <= len(wanted)
 
 
 def test_a_url_that_is_no_split_says_what_a_split_is(serve, split_folder):
