@@ -61,7 +61,10 @@ def is_url(location: str) -> bool:
 
 
 def place_of(location: str) -> Place:
-    """What `location` says; a manifest stands for its folder. Raises UnreachableError for all but http://, https:// and s3://."""
+    """What `location` says; a manifest stands for its folder.
+
+    Raises UnreachableError for all but http://, https:// and s3://.
+    """
     try:
         url = urlsplit(location.strip())
         host = url.netloc.rpartition("@")[2]
