@@ -6,14 +6,17 @@ import importlib
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
+import click
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import configs
 from configs import Settings, SettingsError, dump, load, nearest
+from configs.cli_errors import one_line
 from stmul.config import Config
 
 
@@ -290,6 +293,39 @@ def test_an_unknown_name_suggests_a_shipped_one(tmp_path, monkeypatch):
     missing = tmp_path / "none" / "mine.yaml"
     assert refusal(missing).startswith(f"{missing}: no readable configuration file (No such file or directory; shipped")
     assert refusal(f"{tmp_path}/").startswith(f"{tmp_path}: no readable configuration file (Is a directory; shipped")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "output"),
+    [
+        (SettingsError("train.batch: wrong"), 2, "Error: train.batch: wrong\n"),
+        (KeyError("one"), 1, "Error: 'one'\n"),
+        (LookupError(), 1, "Error: LookupError\n"),
+    ],
+)
+def test_a_known_error_ends_a_command_with_its_message_and_no_traceback(error, code, output):
+    @click.command()
+    @one_line(SettingsError, LookupError)
+    def command() -> None:
+        """Fails."""
+        raise error
+
+    result = CliRunner().invoke(command)
+    assert (result.exit_code, result.output) == (code, output)
+    error.add_note("while reading")
+    assert CliRunner().invoke(command).output == f"{output}while reading\n"
+
+
+def test_an_unknown_error_keeps_its_traceback_and_no_error_changes_nothing():
+    @one_line(LookupError)
+    def divide(by: int) -> float:
+        """One over a number."""
+        return 1 / by
+
+    assert divide(2) == 0.5
+    assert divide.__doc__ == "One over a number."
+    with pytest.raises(ZeroDivisionError):
+        divide(0)
 
 
 def test_settings_do_not_change_once_made():
