@@ -129,3 +129,20 @@ def _find(split: Split, parts: list[str], name: str | None) -> tuple[str, Row]:
     raise ShardError(
         f"{split.location}: no record {name!r} among {len(names)} of {', '.join(parts)}{nearest(name or '', names)}"
     )
+
+
+@shards.command()
+@click.option(
+    "--out", default="data", show_default=True, type=click.Path(path_type=Path), help="Where shards are built."
+)
+@known_errors
+def latest(out: Path) -> None:
+    """Print where the shards are that were built last.
+
+    \b
+    stmul shards latest
+    stmul shards show "$(stmul shards latest)"
+    """
+    from shards.latest import latest as built_last
+
+    click.echo(built_last(out))
