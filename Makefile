@@ -42,8 +42,7 @@ shards: setup  ## videos -> tar shards of SPLIT (DATASET= DATA= FLOW= LIMIT= CLA
 	  $(call option,DATA,--root) $(call option,FLOW,--flow) $(call option,LIMIT,--limit) $(call option,CLASSES,--classes) $(ARGS)
 
 lmdb: setup  ## the shards built last (or SHARDS=) as an LMDB beside them
-	$(STMUL) shards copy $(if $(SHARDS),"$(SHARDS)","$$($(STMUL) shards latest)") \
-	  $(if $(SHARDS),"$(SHARDS).lmdb","$$($(STMUL) shards latest).lmdb")
+	@from="$(SHARDS)"; from="$${from:-$$($(STMUL) shards latest)}" && $(STMUL) shards copy "$$from" "$$from.lmdb"
 
 train: setup  ## train on the shards built last, or SHARDS=
 	$(STMUL) train $(call option,CONFIG,-c) $(call setting,SHARDS,data.shards) $(call setting,STAGES,train.stages) $(ARGS)
