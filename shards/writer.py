@@ -66,7 +66,7 @@ def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int
             rows.append(row_of(key, record, blobs, number=len(rows), shard=number))
             tar.write({"__key__": key, **{member: bytes(blobs[member]) for member in MEMBERS}})
         tar.close()
-        file.flush()
+        hashed.flush()
         rows = _located(rows, Path(file.name), hashed.size)
     written = ShardFile(name=path.name, size=hashed.size, sha256=hashed.digest.hexdigest(), records=len(rows))
     return Packed(file=written, rows=tuple(rows))
@@ -182,7 +182,7 @@ def start_split(folder: Path) -> None:
 
 
 class _Hashed:
-    """A file to write through: its SHA-256 and its size are known at the end.
+    """A file to write through: its SHA-256 and its size are known after `flush`.
 
     After the block nothing is written any more: a tar that was given up still tries to, when it is collected.
     """
@@ -190,6 +190,7 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self.digest, self.size = hashlib.sha256(), 0
         self._file: BinaryIO | None = file
+        self._waiting = bytearray()  # a tar comes in small pieces; one MiB at a time costs half
 
     def __enter__(self) -> _Hashed:
         return self
@@ -198,12 +199,20 @@ class _Hashed:
         self._file = None
 
     def write(self, data: bytes) -> int:
-        """Writes all of `data`."""
-        if self._file is not None:
-            self._file.write(data)
-            self.digest.update(data)
-            self.size += len(data)
+        """Takes all of `data`."""
+        self._waiting += data
+        if len(self._waiting) >= 1 << 20:
+            self.flush()
         return len(data)
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        if self._file is not None:
+            self._file.write(self._waiting)
+            self._file.flush()
+            self.digest.update(self._waiting)
+            self.size += len(self._waiting)
+        self._waiting = bytearray()
 
 
 def _located(rows: Sequence[Row], path: Path, size: int) -> list[Row]:
