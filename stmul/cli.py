@@ -111,6 +111,8 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
     from stmul.logs import run_log, stop_requests
     from stmul.stages import choose_device, find_start, open_run, train_stages
 
+    # What is written beside results names the shards without credentials that their URL may carry.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": split.location})})
     device = choose_device(config.experiment)
     start = find_start(config, split)
     run, goes_on = open_run(config, split, start, name=name, fresh=fresh)

@@ -23,6 +23,8 @@ from shards.manifest import Manifest
 from shards.record import FlowMade, Frames, Record, Source, quantise
 from shards.writer import shard_slots, write_split
 
+pytest_plugins = ["tests.servers"]
+
 
 def drawn_record(
     name: str,

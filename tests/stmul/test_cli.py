@@ -12,6 +12,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from shards.copy import copy_split
 from stmul.__main__ import main
 
 QUICK = [
@@ -62,14 +63,12 @@ def test_train_then_test_then_report_leave_scores_and_a_page(place):
     assert (run / "report.html").exists()
 
 
-def test_the_same_shards_as_tar_and_lmdb_give_the_same_curve(place):
-    from shards.copy import copy_split
-
+def test_the_same_shards_as_tar_as_lmdb_and_over_http_give_the_same_curve(place, serve):
     copy_split("split1", "split1.lmdb")
-    for shards in ("split1", "split1.lmdb"):
+    for shards in ("split1", "split1.lmdb", serve(place).url + "/split1"):
         stmul("train", *quick(), "--set", f"data.shards={shards}")
-    one, other = (losses(place / "experiment" / f"demo-00{number}") for number in (1, 2))
-    assert one == other
+    tar, lmdb, http = (losses(place / "experiment" / f"demo-00{number}") for number in (1, 2, 3))
+    assert tar == lmdb == http
 
 
 def test_options_of_the_earlier_implementation_are_understood(place):
@@ -137,3 +136,11 @@ def _begin(command):
     process.kill()
     process.communicate()
     return "".join(lines)
+
+
+def test_credentials_in_the_url_of_the_shards_are_written_nowhere(place, serve):
+    url = serve(place).url.replace("http://", "http://user:secret-word@") + "/split1"
+    out = stmul("train", *quick(), "--set", f"data.shards={url}")
+    assert "secret-word" not in out
+    for path in (place / "experiment").rglob("*"):
+        assert not path.is_file() or b"secret-word" not in path.read_bytes(), path

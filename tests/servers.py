@@ -1,6 +1,5 @@
 """Servers for the tests of what is read from afar: one process each, started when first wanted."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -14,19 +13,14 @@ from urllib.request import urlopen
 
 import pytest
 
-HTTP_SERVER = Path(__file__).parents[1] / "http_server.py"
+from tests import http_server
 
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[[Path], object]]:
     """A function that serves a folder over HTTP until the tests end: `serve(folder).url`."""
-    spec = importlib.util.spec_from_file_location("http_server", HTTP_SERVER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["http_server"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with ExitStack() as stack:
-        yield lambda folder: stack.enter_context(module.serving(folder))
+        yield lambda folder: stack.enter_context(http_server.serving(folder))
 
 
 @pytest.fixture(scope="session")
