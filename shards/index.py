@@ -119,7 +119,7 @@ class Index:
             raise IndexError(f"{self.where}: record {record} of {self._count}")
         data = self._bytes()
         start = self._starts[3] + record * _ROW_SIZE
-        row = data[start : start + _ROW_SIZE]
+        row = bytes(data[start : start + _ROW_SIZE])
         values = _ROW.unpack_from(row)
         label, frames, shard = (int(self._column(column)[record]) for column in range(3))
         key_start = self._starts[4] + values[0]

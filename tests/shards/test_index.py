@@ -84,7 +84,7 @@ def plain(row: Row) -> dict[str, Any]:
 
 @given(parts())
 def test_rows_come_back_as_they_were(rows: list[Row]) -> None:
-    index = parse_index_bytes(b"".join(index_bytes(rows)), "x.index")
+    index = parse_index_bytes(memoryview(b"".join(index_bytes(rows))), "x.index")
     assert len(index) == len(rows)
     assert [plain(row) for row in index] == [plain(row) for row in rows]
     assert [row.name for row in index] == [row.name for row in rows]
