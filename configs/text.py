@@ -38,6 +38,13 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
 
 
+def _word(dumper: _Dumper, word: str) -> yaml.ScalarNode:
+    # PyYAML would break the line at these, and read them back as blanks.
+    quotes = '"' if set(word) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", word, style=quotes)
+
+
+_Dumper.add_representer(str, _word)
 for tag, pattern, first in PLAIN:
     for kind in (_Loader, _Dumper):
         kind.add_implicit_resolver(tag, re.compile(f"^(?:{pattern})$"), [*first, ""] if "null" in tag else [*first])

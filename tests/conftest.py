@@ -16,12 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from shards.format import encode, key_of
 from shards.manifest import Manifest
 from shards.record import FlowMade, Frames, Record, Source, quantise
 from shards.writer import shard_slots, write_split
+
+settings.register_profile("house", deadline=None)  # a busy machine is no mistake
+settings.load_profile("house")
 
 pytest_plugins = ["tests.servers"]
 
