@@ -214,7 +214,7 @@ def _tell_estimate(dataset: Dataset, settings: Preprocess) -> None:
 
     from preprocess.build import split_folder, worker_count
     from preprocess.estimate import bytes_in_words, estimate_build, in_words
-    from preprocess.standing import made_of
+    from preprocess.standing import made_alike, made_of, shared_with
     from preprocess.workplace import finished_before
 
     videos = [video for part in dataset.parts.values() for video in part]
@@ -226,14 +226,16 @@ def _tell_estimate(dataset: Dataset, settings: Preprocess) -> None:
     if estimate is None:
         click.echo(f"estimate: not possible, none of the videos tried can be read; {bytes_in_words(free)} are free")
         return
-    finished = finished_before(out, dataset.name, made_of(dataset, settings)["record"], videos)
+    record = made_of(dataset, settings)["record"]
+    finished = finished_before(out, dataset.name, record, videos)
+    finished = max(finished, shared_with(made_alike(out / dataset.name, record), videos))
     left = 1 - finished / max(len(videos), 1)
     if estimate.pairs_per_s:
         speed = f"{settings.flow.method} does {estimate.pairs_per_s:,.1f} pairs/s on one core here: "
         took = f"{speed}about {in_words(estimate.seconds * left)} with {workers} processes"
     else:
         took = "frames and flow are taken over as they are"
-    found = f" ({finished:,} finished by an earlier run)" if finished else ""
+    found = f" ({finished:,} made before)" if finished else ""
     click.echo(
         f"estimate: {estimate.videos:,} videos{found}, about {estimate.frames:,} frames of {estimate.width}x"
         f"{estimate.height}; {took}; about {bytes_in_words(estimate.bytes)} of shards in {split_folder(dataset, out)}"

@@ -77,7 +77,7 @@ def how_made(settings: Preprocess) -> dict[str, Any]:
             "subsampling": "4:2:0",
             "library": jpeg,
             "decoder": decoder(),
-            "resize": f"{library()}: area when shrinking, linear when growing",
+            "resize": f"{library()}: area when shrinking, exact linear when growing",
         },
         "flow_jpeg": {"quality": settings.flow.quality, "subsampling": "gray", "library": jpeg},
         "flow": dict(resolved(settings.flow.method, settings.flow.parameters)),

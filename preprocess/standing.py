@@ -16,6 +16,7 @@ from preprocess.record import how_made
 from shards.errors import ShardError
 from shards.format import key_of
 from shards.manifest import NAME, Manifest, parse_manifest
+from shards.split import open_split
 
 DIGEST = "videos"  # over the names, labels and sizes of all listed videos
 
@@ -77,6 +78,16 @@ def made_alike(folder: Path, record: Mapping[str, Any]) -> list[Path]:
             if parse_manifest(path.read_bytes(), str(path)).made.get("record") == record:
                 alike.append(path.parent)
     return alike
+
+
+def shared_with(splits: Sequence[Path], videos: Sequence[Video]) -> int:
+    """How many of `videos` have a record in one of `splits`, by their names; what cannot be read has none."""
+    there: set[str] = set()
+    for path in splits:
+        with suppress(ShardError), open_split(path) as split:
+            for part in split.manifest.parts:
+                there.update(row.key for row in split.index(part))
+    return sum(key_of(video.name) in there for video in videos)
 
 
 def _digest(dataset: Dataset) -> str:

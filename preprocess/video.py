@@ -133,13 +133,16 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """`picture` at `size` (width, height): OpenCV's area means when shrinking, linear when growing."""
+    """`picture` at `size` (width, height): OpenCV's area means when shrinking, its exact linear form when growing.
+
+    The exact form works in whole numbers, so every processor gives the same values.
+    """
     height, width = picture.shape[:2]
     if (width, height) == size:
         return picture
     grows = min(size) > min(width, height)
     return np.asarray(
-        cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA), dtype=np.uint8
+        cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR_EXACT if grows else cv2.INTER_AREA), dtype=np.uint8
     )
 
 

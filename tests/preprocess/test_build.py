@@ -28,6 +28,7 @@ from preprocess.flow import compute, gray_of
 from preprocess.listing import Video
 from preprocess.record import how_made, make_record
 from preprocess.video import read_video
+from preprocess.work import Task
 from preprocess.workplace import workplace
 from shards.errors import ShardError
 from shards.format import decode, encode, key_of
@@ -127,6 +128,17 @@ def test_the_same_file_makes_the_same_bytes_and_other_settings_others(tmp_path, 
         other = SMALL.model_copy(update=change)
         assert encode(make_record(video, other)) != once
         assert how_made(other) != how_made(SMALL)
+
+
+@pytest.mark.parametrize(
+    "name", ["hmdb51/videos", "ucf101-clips/videos/ApplyEyeMakeup", "ucf101-clips/videos/Kayaking"]
+)
+def test_real_clips_make_records(real_data, name):
+    small = SMALL.model_copy(update={"rgb": Rgb(short_side=16), "flow": Flow(method="dis", parameters={"preset": 0})})
+    for path in sorted((real_data / name).rglob("*.avi")):
+        record = decode(encode(make_record(video_of(path), small)))
+        assert record.frames == record.decoded_frames >= 40
+        assert record.fps[0] / record.fps[1] > 20
 
 
 # Whole builds
@@ -410,6 +422,18 @@ def test_a_class_left_without_a_video_is_reported(own_root, tmp_path):
     (own_root / "videos/b/v_b_g01_c01.avi").write_bytes(b"")
     report = build_here(find_dataset(own_root), SMALL, tmp_path)
     assert report.without_records == (("test", "b"),)
+
+
+def test_a_video_that_kills_its_process_is_one_of_the_broken_ones(root, tmp_path):
+    def engine(start, tasks, workers):
+        for position, result in here(start, tasks, workers):
+            yield position, Died("killed by SIGSEGV") if isinstance(tasks[position], Task) and not position else result
+
+    report = build(find_dataset(root), SMALL, tmp_path, engine=engine)
+    assert [one.reason.split(": ", 1)[1] for one in report.failures] == [
+        "the process decoding it was killed by SIGSEGV, twice: it crashes the decoder, or memory is short"
+    ]
+    assert report.how == {"made": 7}
 
 
 def test_nothing_but_broken_videos_is_an_error(own_root, tmp_path):

@@ -137,6 +137,12 @@ def test_a_build_ends_in_a_table_and_a_second_one_has_nothing_to_do(root):
     assert "estimate" not in again.output
 
 
+def test_the_estimate_counts_what_was_made_for_another_split(root):
+    run("shards", "--root", root, *TINY)
+    result = run("shards", "--root", root, *TINY, "--split", 2, "--dry-run")
+    assert "6 videos (6 made before)" in result.output
+
+
 def test_shards_of_other_settings_are_refused_before_any_work(root):
     run("shards", "--root", root, *TINY)
     result = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80")
