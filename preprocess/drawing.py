@@ -1,16 +1,12 @@
 """The pictures of a drawn clip: shapes drift inside a still, round aperture, over a panning background.
 
-Shapes live for a few frames each, at random places, and never change their size: a clip has neither beginning nor end,
-and one of its frames alone does not tell where its shapes go. Both signs of a motion are one film played forwards or
-backwards. Positions come from counter-based draws through sums, products, quotients and square roots alone, which every
-machine rounds alike (IEEE 754): the same pixels everywhere. T frames, H W positions, lengths in pixels of a frame 72
-pixels high (all lengths grow with the height).
+All of it is a function of counter-based draws through sums, products, quotients and square roots: the same pixels on
+every machine. T frames, M shapes in all frames together, H W positions.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -18,60 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.cells import Cell
+from preprocess.drift import COS, DISC, RECTANGLE, SIN, SPECK, TONE, Aperture, Array, Film, X, Y, aperture, dust, shapes
 from shards.draws import Draws, words
 
-Array = NDArray[np.float64]
-
-HEIGHT = 72  # pixels in which the lengths below are given
-APERTURE = (27.0, 32.0)  # radius
-SPEED = (2.0, 4.0)  # pixels a frame: of a shift, and of a zoom at the aperture's edge
-HALF_SIDES = ((4.5, 4.5), (10.0, 7.0))  # of a disc and of a rectangle
-COVERED = 0.33  # part of the aperture under shapes, the same for both textures
-GAP = 1.0  # between shapes: two edges never share a pixel
-LIFE = 11  # frames that a shape is seen
-TRIES = 128  # places tried in a frame for those that went
-X, Y, COS, SIN, TONE, AGE = range(6)  # of a shape: place, direction, -1 dark or 1 light, frames since it came
-GREY, CONTRAST = 126.0, 56.0  # luma of the aperture; half of the shapes are lighter, half darker by so much
+GREY = 126.0  # luma of the aperture
+CONTRAST = 45.0  # of shapes: half of them are lighter, half darker by so much
+DUST_CONTRAST = 30.0
 CHROMA = 26.0
-PANNING = (0.3, 1.2)  # pixels a frame
+PANNING = (0.3, 1.2)  # units a frame, across and down
 RATE = Fraction(25)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Aperture:
-    """Where the shapes are seen: a disc that stays where it is for the whole clip. Pixels."""
-
-    x: float
-    y: float
-    radius: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Film:
-    """The size of a clip and the keys it is drawn under."""
-
-    width: int
-    height: int
-    frames: int
-    scene: int  # key of what the clips of one group share: background and light
-    clip: int  # key of everything else
-
-    @property
-    def unit(self) -> float:
-        """Pixels for one of the lengths above."""
-        return self.height / HEIGHT
-
-
-def aperture(film: Film) -> Aperture:
-    """The place and size of the aperture, whole inside the frame."""
-    draws = Draws.of(film.clip, "aperture")
-    radius = draws.uniform(*APERTURE) * film.unit
-    slack_x, slack_y = min(film.width / 2 - radius, 9 * film.unit), film.height / 2 - radius
-    return Aperture(
-        x=film.width / 2 + draws.uniform(-slack_x, slack_x),
-        y=film.height / 2 + draws.uniform(-slack_y, slack_y),
-        radius=radius,
-    )
 
 
 def pictures(cell: Cell, film: Film) -> NDArray[np.uint8]:
@@ -79,7 +30,7 @@ def pictures(cell: Cell, film: Film) -> NDArray[np.uint8]:
     window = aperture(film)
     behind_THW, tint = background(film)
     inside_HW = _disc(film.width, film.height, window)
-    luma_THW = behind_THW + (GREY + CONTRAST * shapes(cell, film) - behind_THW) * inside_HW
+    luma_THW = behind_THW + (GREY + relief(cell, film) - behind_THW) * inside_HW
     luma_THW = 16.0 + (luma_THW - 16.0) * light(film)
     chroma_2HW = _chroma(cell, film, inside_HW, tint)
     flat = np.rint(chroma_2HW).reshape(film.height // 2, film.width)
@@ -103,97 +54,41 @@ def encoded(planes: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def shapes(cell: Cell, film: Film) -> Array:
-    """How much lighter or darker the shapes make each pixel, -1 .. 1, mean about 0, (T, H, W)."""
-    window, half = aperture(film), np.array(HALF_SIDES[cell.texture]) * film.unit
-    seen = drift(cell, film)
-    frame_M = np.repeat(np.arange(film.frames), [len(shapes_M6) for shapes_M6 in seen])
-    shapes_M6 = np.concatenate(seen)
-    x_M, y_M = shapes_M6[:, X] + window.x, shapes_M6[:, Y] + window.y
-    reach = int(half[0] + half[1]) + 2
+def relief(cell: Cell, film: Film) -> Array:
+    """How much lighter or darker shapes and dust make each pixel, mean about 0, (T, H, W)."""
+    half = (DISC, DISC) if cell.texture == 0 else RECTANGLE
+    return (
+        CONTRAST * painted(shapes(cell, film), film, half, is_round=cell.texture == 0)
+        + DUST_CONTRAST * painted(dust(cell, film), film, (SPECK, SPECK), is_round=True)
+    )  # fmt: skip
+
+
+def painted(tables: list[Array], film: Film, half_sides: tuple[float, float], *, is_round: bool) -> Array:
+    """The sum of the tones of all shapes on each pixel, edges softened over one pixel, (T, H, W)."""
+    window, (long, wide) = aperture(film), np.array(half_sides) * film.unit
+    reach = int(np.sqrt(long * long + (0 if is_round else wide * wide)) + 1.5)
+    frame_M = np.repeat(np.arange(film.frames), [len(table) for table in tables])
+    shapes_M6 = np.concatenate(tables)
+    from_centre_M2 = shapes_M6[:, [X, Y]] * film.unit
+    seen_M = (from_centre_M2 * from_centre_M2).sum(axis=1) < (window.radius + reach) ** 2
+    frame_M, shapes_M6 = frame_M[seen_M], shapes_M6[seen_M]
+    x_M, y_M = (from_centre_M2[seen_M] + (window.x, window.y)).T
     left_M, top_M = np.floor(x_M).astype(int), np.floor(y_M).astype(int)
     square = np.arange(-reach, reach + 1)
-    dx = ((left_M - x_M)[:, None] + square)[:, None, :]
-    dy = ((top_M - y_M)[:, None] + square)[:, :, None]
-    if cell.texture == 0:
-        cover = np.clip(half[0] + 0.5 - np.sqrt(dx * dx + dy * dy), 0.0, 1.0)
+    dx_M1Q, dy_MQ1 = (left_M - x_M)[:, None, None] + square, (top_M - y_M)[:, None, None] + square[:, None]
+    if is_round:
+        cover_MQQ = np.clip(long + 0.5 - np.sqrt(dx_M1Q * dx_M1Q + dy_MQ1 * dy_MQ1), 0.0, 1.0)
     else:
         cos, sin = shapes_M6[:, COS, None, None], shapes_M6[:, SIN, None, None]
-        along, across = np.abs(dx * cos + dy * sin), np.abs(dy * cos - dx * sin)
-        cover = np.clip(half[0] + 0.5 - along, 0.0, 1.0) * np.clip(half[1] + 0.5 - across, 0.0, 1.0)
-    margin = 3 * reach  # shapes are followed to somewhat outside the aperture, and so outside the frame
-    wide, high = film.width + 2 * margin, film.height + 2 * margin
-    row = (frame_M * high + top_M + margin)[:, None, None] + square[:, None]
-    place = row * wide + (left_M + margin)[:, None, None] + square
-    light: Array = cover * shapes_M6[:, TONE, None, None]
-    canvas: Array = np.bincount(place.ravel(), light.ravel(), film.frames * high * wide).astype(np.float64)
-    return canvas.reshape(film.frames, high, wide)[:, margin:-margin, margin:-margin]
-
-
-def drift(cell: Cell, film: Film) -> list[Array]:
-    """The shapes of each frame, a row (x, y, cos, sin, tone, age) each; x and y from the aperture's centre.
-
-    Frame by frame all shapes move down or out, those too old or too far out go, and others come, anywhere where there
-    is room, until the covered area is what it was: as many, as large and as evenly spread at the end as at the start.
-    Half of them are light. The signs up and in are the same played backwards.
-    """
-    half, window = HALF_SIDES[cell.texture], aperture(film)
-    draws = Draws.of(film.clip, "shapes")
-    speed, edge = draws.uniform(*SPEED), window.radius / film.unit + half[0] + half[1]
-    area = np.pi * half[0] * half[0] if cell.texture == 0 else 4 * half[0] * half[1]
-    wanted = round(COVERED * 4 * edge * edge / area)
-    shapes_N6 = np.empty((0, 6))
-    seen: list[Array] = []
-    for _ in range(-2 * LIFE, film.frames):
-        if cell.motion == 0:
-            shapes_N6[:, Y] = (shapes_N6[:, Y] + speed + edge) % (2 * edge) - edge
-        else:
-            shapes_N6[:, :COS] *= 1.0 + speed * film.unit / window.radius
-        shapes_N6[:, AGE] += 1
-        stays_N = (shapes_N6[:, AGE] < LIFE) & (np.abs(shapes_N6[:, :COS]) <= edge).all(axis=1)
-        shapes_N6 = _filled(cell, shapes_N6[stays_N], wanted, edge, draws, newborn=len(seen) > 0)
-        seen.append(shapes_N6 * (film.unit, film.unit, 1, 1, 1, 1))
-    seen = seen[-film.frames :]
-    return seen if cell.sign else seen[::-1]
-
-
-def _filled(cell: Cell, shapes_N6: Array, wanted: int, edge: float, draws: Draws, *, newborn: bool) -> Array:
-    """The shapes with others added where there is room, up to `wanted`; of any age unless `newborn`."""
-    tries = TRIES if newborn else 10 * TRIES
-    uniform_K5 = (words(draws.word(), 5 * tries) >> np.uint64(11)).astype(np.float64).reshape(-1, 5) * 2.0**-53
-    new_K6 = np.zeros((tries, 6))
-    new_K6[:, :TONE] = 2.0 * uniform_K5[:, :TONE] - 1.0
-    new_K6[:, :COS] *= edge
-    new_K6[:, COS:TONE] /= np.sqrt((new_K6[:, COS:TONE] ** 2).sum(axis=1, keepdims=True))
-    new_K6[:, AGE] = 0.0 if newborn else np.floor(uniform_K5[:, TONE] * LIFE)
-    for new_6 in new_K6[~_touch(cell, new_K6, shapes_N6, edge).any(axis=1)]:
-        if len(shapes_N6) >= wanted:
-            break
-        if _touch(cell, new_6[None], shapes_N6, edge).any():
-            continue  # of one added a moment ago
-        new_6[TONE] = 1.0 if shapes_N6[:, TONE].sum() < 0 else -1.0
-        shapes_N6 = np.concatenate([shapes_N6, new_6[None]])
-    return shapes_N6
-
-
-def _touch(cell: Cell, new_K6: Array, old_N6: Array, edge: float) -> NDArray[np.bool_]:
-    """Which of K shapes come nearer than GAP to which of N others, (K, N). What shifts out below comes back above."""
-    x_KN, y_KN = (new_K6[:, None, axis] - old_N6[:, axis] for axis in (X, Y))
-    if cell.motion == 0:
-        y_KN = y_KN - 2 * edge * np.rint(y_KN / (2 * edge))
-    long, wide = HALF_SIDES[cell.texture]
-    if cell.texture == 0:
-        return x_KN * x_KN + y_KN * y_KN < (2 * long + GAP) ** 2
-    # Two rectangles are apart if their shadows are, on one of their four axes.
-    cos_K1, sin_K1, cos_N, sin_N = new_K6[:, COS, None], new_K6[:, SIN, None], old_N6[:, COS], old_N6[:, SIN]
-    along_KN, across_KN = np.abs(cos_K1 * cos_N + sin_K1 * sin_N), np.abs(cos_K1 * sin_N - sin_K1 * cos_N)
-    long_KN = long + long * along_KN + wide * across_KN + GAP
-    wide_KN = wide + long * across_KN + wide * along_KN + GAP
-    touch_KN = np.ones(x_KN.shape, dtype=bool)
-    for cos, sin in ((cos_K1, sin_K1), (cos_N, sin_N)):
-        touch_KN &= np.abs(x_KN * cos + y_KN * sin) < long_KN
-        touch_KN &= np.abs(y_KN * cos - x_KN * sin) < wide_KN
-    return touch_KN
+        along, across = np.abs(dx_M1Q * cos + dy_MQ1 * sin), np.abs(dy_MQ1 * cos - dx_M1Q * sin)
+        cover_MQQ = np.clip(long + 0.5 - along, 0.0, 1.0) * np.clip(wide + 0.5 - across, 0.0, 1.0)
+    margin = 2 * reach + 1  # a shape may lie partly, its square wholly outside the frame
+    high, broad = film.height + 2 * margin, film.width + 2 * margin
+    row_MQ1 = (frame_M * high + top_M + margin)[:, None, None] + square[:, None]
+    pixel_MQQ = row_MQ1 * broad + (left_M + margin)[:, None, None] + square
+    tones: Array = cover_MQQ * shapes_M6[:, TONE, None, None]
+    canvas: Array = np.bincount(pixel_MQQ.ravel(), tones.ravel(), film.frames * high * broad).astype(np.float64)
+    return canvas.reshape(film.frames, high, broad)[:, margin:-margin, margin:-margin]
 
 
 def background(film: Film) -> tuple[Array, Array]:

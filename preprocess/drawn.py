@@ -20,7 +20,8 @@ from typing import Any
 
 from preprocess.cells import CELLS, CLASSES, Cell, class_of
 from preprocess.config import Drawn
-from preprocess.drawing import Film, encoded, pictures
+from preprocess.drawing import encoded, pictures
+from preprocess.drift import Film
 from preprocess.errors import DatasetError
 from shards.draws import key_of
 from shards.whole import whole
