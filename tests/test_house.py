@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -44,9 +45,20 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Every node of a module, its functions' insides too."""
+    return list(ast.walk(ast.parse(text_of(path))))
+
+
 def imported(path: Path) -> Iterator[str]:
     """The dotted name of every module that `path` imports, also inside functions, and by `import_module("name")`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -77,7 +89,7 @@ def test_nobody_imports_a_command_line(path):
     assert not [name for name in imported(path) if re.search(r"(^|\.)cli(\.|$)", name)]
     # By name only the one command does, when a group is used.
     if path != ROOT / "stmul" / "__main__.py":
-        assert not re.findall(r"""["'](?:configs|shards|preprocess|stmul)\.cli\b""", path.read_text(encoding="utf-8"))
+        assert not re.findall(r"""["'](?:configs|shards|preprocess|stmul)\.cli\b""", text_of(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
@@ -88,10 +100,9 @@ def test_libraries_stay_where_they_are_needed(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_a_module_says_what_it_is_and_is_not_too_long(path):
-    text = path.read_text(encoding="utf-8")
-    lines = len(text.splitlines())
+    lines = len(text_of(path).splitlines())
     assert lines <= 400, f"{named(path)} has {lines} lines: look for the seam"
-    docstring = ast.get_docstring(ast.parse(text))
+    docstring = ast.get_docstring(ast.parse(text_of(path)))
     if lines:
         assert docstring, f"{named(path)} has no docstring"
         assert docstring.splitlines()[0].endswith((".", ":", "?")), f"{named(path)}: its first line is no sentence"
@@ -99,7 +110,7 @@ def test_a_module_says_what_it_is_and_is_not_too_long(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_nothing_runs_a_shell_or_code_out_of_data(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if not isinstance(node, ast.Call):
             continue
         called, keywords = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
