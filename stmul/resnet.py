@@ -27,8 +27,8 @@ TAPS = {"centre": (0.0, 1.0, 0.0), "average": (1 / 3, 1 / 3, 1 / 3), "difference
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution that leaves out the positions its stride skips before it multiplies.
 
-    The same numbers, as fast. The stride of torch 2.15's own, with fewer than 8 channels, channels-last, on the CPU, makes
-    the weight's gradient write beyond its memory, which ends the process.
+    The same numbers, as fast. With torch 2.15's own stride, and fewer than 8 channels, channels-last, on the CPU, the
+    weight's gradient is written beyond its memory, which ends the process.
     """
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -234,6 +234,7 @@ def test_the_layout_is_kept():
         assert norm.train(mode)(x_NCHW).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_it_is_one_graph_for_a_compiler():
     norm, other, x_NCHW = layer(), layer(), frames(8)
     compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
