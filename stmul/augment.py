@@ -134,7 +134,8 @@ def apply_view(
     with torch.autocast(rgb_FHWC.device.type, enabled=False):
         rgb_FCHW = _seen(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
         flow_PHW = _seen(flow_PHW, view, frame, tall, wide)
-    rgb_FCHW -= torch.tensor(rgb_mean, device=rgb_FCHW.device)[:, None, None]
+    for channel, mean in enumerate(rgb_mean):
+        rgb_FCHW[:, channel] -= mean
     if view.mirror:
         flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
     flow_PHW -= FLOW_MEAN

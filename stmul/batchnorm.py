@@ -5,7 +5,8 @@ sigma = sqrt(biased variance + eps); the moments of all sub-batches of a step ar
 move once, towards that average. In evaluation y = scale (x - mean) / sigma + bias, without a second eps.
 
 A step is `with sub_batches(network, groups): loss(network(...)).backward()` as often as memory asks for, on every rank,
-then `commit_moments(network, rate)`. Ranks sum their `collected_moments` and hand the sum to `commit_moments`.
+then `commit_moments(network, rate)`. Ranks sum their `collected_moments` and hand the sum to `commit_moments`; nothing
+else may copy buffers between them (DistributedDataParallel: broadcast_buffers=False).
 
 Shapes: N = B T frames of B clips, C channels, H W positions.
 """

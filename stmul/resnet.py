@@ -42,7 +42,7 @@ def conv(channels_in: int, channels_out: int, side: int, stride: int = 1) -> nn.
     kind = Pointwise if side == 1 else nn.Conv2d
     made = kind(channels_in, channels_out, side, stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
-    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return made.to(memory_format=torch.channels_last)
 
 
 class TemporalFilter(nn.Module):

@@ -380,3 +380,16 @@ def test_it_is_one_graph_for_a_compiler():
     with torch.no_grad():
         for one, other in zip(compiled(*clips()), network(*clips()), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_gpu_gives_the_same_scores(depth):
+    small = StreamNetwork(depth=depth, width=16)
+    network = drawn(TwoStream(settings(appearance=small, motion=small), stack=STACK, classes=CLASSES, pool=POOL))
+    clip = [one.double() for one in clips(6)]
+    expected = network(*clip)
+    found = network.cuda()(*(one.cuda() for one in clip))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one.cpu(), other, rtol=1e-8, atol=1e-8)

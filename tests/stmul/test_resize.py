@@ -110,3 +110,15 @@ def test_a_mirrored_picture_is_the_picture_mirrored(rows, columns):
 def test_no_pictures_give_no_pictures():
     assert resized(pictures(0, 8, 8), Axis(8, 0, 4, 16), Axis(8, 0, 4, 16)).shape == (0, 16, 16)
     assert resized(pictures(0, 0, 0), Axis(0, 0, 0, 16), Axis(0, 0, 0, 16), mirror=True).shape == (0, 16, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_gpu_agrees_with_the_matrices_to_a_grey_level(dtype):
+    planes = pictures(20, 128, 170).to(dtype)
+    for rows, columns in (
+        (Axis(128, 10, 120, 112), Axis(170, 5.5, 160, 112)),
+        (Axis(128, 3, 90, 224), Axis(170, 0, 170, 224)),
+    ):
+        found = resized(planes.cuda(), rows, columns, mirror=True).cpu()
+        assert (found - by_matrices(planes, rows, columns).flip(-1)).abs().max() <= LEVEL
