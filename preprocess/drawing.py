@@ -18,24 +18,28 @@ from preprocess.drift import COS, DISC, RECTANGLE, SIN, SPECK, TONE, Aperture, A
 from shards.draws import Draws, words
 
 GREY = 126.0  # luma of the aperture
-CONTRAST = 45.0  # of shapes: half of them are lighter, half darker by so much
-DUST_CONTRAST = 30.0
-CHROMA = 26.0
+DUST_CONTRAST = 18.0  # half of the specks are lighter, half darker by so much
+WARM = (-20.0, 22.0)  # Cb and Cr of the aperture; cool is the opposite
+TONES = (32.0, 30.0)  # added for half of the shapes, subtracted for the others: red and yellow, or blue and green
 PANNING = (0.3, 1.2)  # units a frame, across and down
 RATE = Fraction(25)
 
 
 def pictures(cell: Cell, film: Film) -> NDArray[np.uint8]:
-    """The frames of a clip as YUV 4:2:0 planes one above the other, (T, 3 H / 2, W), luma 16 .. 235."""
-    window = aperture(film)
-    behind_THW, tint = background(film)
-    inside_HW = _disc(film.width, film.height, window)
-    luma_THW = behind_THW + (GREY + relief(cell, film) - behind_THW) * inside_HW
+    """The frames of a clip as YUV 4:2:0 planes one above the other, (T, 3 H / 2, W), levels 16 .. 235.
+
+    Shapes are drawn in colour alone, dust in grey alone: flow, which is computed on grey, cannot see the texture.
+    """
+    behind_THW, tint_2 = background(film)
+    inside_HW = _disc(film.width, film.height, aperture(film))
+    dust_THW = painted(dust(cell, film), film, (SPECK, SPECK), is_round=True)
+    luma_THW = behind_THW + (GREY + DUST_CONTRAST * dust_THW - behind_THW) * inside_HW
     luma_THW = 16.0 + (luma_THW - 16.0) * light(film)
-    chroma_2HW = _chroma(cell, film, inside_HW, tint)
-    flat = np.rint(chroma_2HW).reshape(film.height // 2, film.width)
-    planes = np.concatenate([np.rint(luma_THW), np.broadcast_to(flat, (film.frames, *flat.shape))], axis=1)
-    levels: NDArray[np.uint8] = np.clip(planes, 16, 235).astype(np.uint8)
+    half_sides = (DISC, DISC) if cell.texture == 0 else RECTANGLE
+    shapes_THW = painted(shapes(cell, film), film, half_sides, is_round=cell.texture == 0)
+    chroma_T2HW = _chroma(cell, film, inside_HW, shapes_THW, tint_2)
+    planes = np.concatenate([luma_THW, chroma_T2HW.reshape(film.frames, film.height // 2, film.width)], axis=1)
+    levels: NDArray[np.uint8] = np.clip(np.rint(planes), 16, 235).astype(np.uint8)
     return levels
 
 
@@ -52,15 +56,6 @@ def encoded(planes: NDArray[np.uint8]) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(plane, format="yuv420p")))
         container.mux(stream.encode())
     return buffer.getvalue()
-
-
-def relief(cell: Cell, film: Film) -> Array:
-    """How much lighter or darker shapes and dust make each pixel, mean about 0, (T, H, W)."""
-    half = (DISC, DISC) if cell.texture == 0 else RECTANGLE
-    return (
-        CONTRAST * painted(shapes(cell, film), film, half, is_round=cell.texture == 0)
-        + DUST_CONTRAST * painted(dust(cell, film), film, (SPECK, SPECK), is_round=True)
-    )  # fmt: skip
 
 
 def painted(tables: list[Array], film: Film, half_sides: tuple[float, float], *, is_round: bool) -> Array:
@@ -121,14 +116,19 @@ def light(film: Film) -> Array:
     return t_T[:, None, None] * (1.0 + x_W + y_H[:, None])
 
 
-def _chroma(cell: Cell, film: Film, inside_HW: Array, tint: Array) -> Array:
-    """Cb and Cr, (2, H / 2, W / 2): the hue's inside the aperture, the group's tint outside."""
+def _chroma(cell: Cell, film: Film, inside_HW: Array, shapes_THW: Array, tint_2: Array) -> Array:
+    """Cb and Cr, (T, 2, H / 2, W / 2): of the hue and the shapes' tones inside the aperture, of the group outside."""
     draws = Draws.of(film.clip, "hue")
-    warm = np.array([draws.uniform(-1.0, -0.7), draws.uniform(0.8, 1.0)]) * CHROMA
-    hue = -warm if cell.hue else warm
-    quarter = inside_HW.reshape(film.height // 2, 2, film.width // 2, 2)
-    inside = (quarter[:, 0, :, 0] + quarter[:, 0, :, 1] + quarter[:, 1, :, 0] + quarter[:, 1, :, 1]) / 4.0
-    return 128.0 + tint[:, None, None] + (hue - tint)[:, None, None] * inside
+    warm_2 = np.array(WARM) * draws.uniform(0.8, 1.0) + (draws.uniform(-4, 4), draws.uniform(-4, 4))
+    hue_2, tone_2 = (-warm_2 if cell.hue else warm_2), np.array(TONES)
+    inside_HW = _halved(inside_HW)
+    colour_T2HW = hue_2[:, None, None] + tone_2[:, None, None] * _halved(shapes_THW)[:, None]
+    return 128.0 + tint_2[:, None, None] + (colour_T2HW - tint_2[:, None, None]) * inside_HW
+
+
+def _halved(x_HW: Array) -> Array:
+    """The mean of every two by two pixels, (..., H / 2, W / 2)."""
+    return (x_HW[..., ::2, ::2] + x_HW[..., ::2, 1::2] + x_HW[..., 1::2, ::2] + x_HW[..., 1::2, 1::2]) / 4.0
 
 
 def _disc(width: int, height: int, window: Aperture) -> Array:

@@ -21,12 +21,12 @@ from shards.draws import Draws, words
 
 Array = NDArray[np.float64]
 
-X, Y, COS, SIN, TONE, AGE = range(6)  # of a shape: place, direction, -1 dark or 1 light, frames since it came
+X, Y, COS, SIN, TONE, AGE = range(6)  # of a shape: place, direction, -1 or 1, frames since it came
 HEIGHT = 72  # units
 APERTURE = (27.0, 32.0)  # radius
 SPEED = (2.0, 4.0)  # a frame: of a shift, and of a zoom at the aperture's edge
-DISC = 4.5  # radius
-RECTANGLE = (10.0, 7.0)  # half of its sides
+DISC = 3.0  # radius
+RECTANGLE = (14.0, 10.0)  # half of its sides
 SPECK = 1.3  # radius
 COVERED = 0.33  # part of the plane under shapes, the same for both textures
 DUSTED = 0.3  # part of the plane under dust
@@ -73,7 +73,7 @@ def aperture(film: Film) -> Aperture:
 
 
 def shapes(cell: Cell, film: Film) -> list[Array]:
-    """The discs or rectangles of each frame, tables of shapes. They never touch; half of them are light."""
+    """The discs or rectangles of each frame, tables of shapes. They never touch; each tone has half of them."""
     area = np.pi * DISC * DISC if cell.texture == 0 else 4 * RECTANGLE[0] * RECTANGLE[1]
     edge = aperture(film).radius / film.unit + (2 * DISC if cell.texture == 0 else sum(RECTANGLE))
     return _drifting(cell, film, "shapes", edge=edge, wanted=round(COVERED * 4 * edge * edge / area))
@@ -82,8 +82,8 @@ def shapes(cell: Cell, film: Film) -> list[Array]:
 def dust(cell: Cell, film: Film) -> list[Array]:
     """The specks of each frame, tables of shapes: everywhere, over each other too, and the same for both textures.
 
-    They go where the shapes go. Without them optical flow would be good inside small shapes and bad inside large ones,
-    and so would tell the texture.
+    They go where the shapes go, and are what optical flow sees: it would be good on small shapes and bad inside large
+    ones, and so tell the texture, if it saw those.
     """
     edge = aperture(film).radius / film.unit + 2 * SPECK
     wanted = round(DUSTED * 4 * edge * edge / (np.pi * SPECK * SPECK))
@@ -117,7 +117,7 @@ def _drifting(cell: Cell, film: Film, kind: str, *, edge: float, wanted: int) ->
 
 
 def _drawn(draws: Draws, count: int, edge: float, *, newborn: bool) -> Array:
-    """A table of shapes anywhere in the square, of any age unless `newborn`, light and dark in turn."""
+    """A table of shapes anywhere in the square, of any age unless `newborn`, of both tones in turn."""
     uniform_K5 = (words(draws.word(), 5 * count) >> np.uint64(11)).astype(np.float64).reshape(-1, 5) * 2.0**-53
     new_K6 = np.zeros((count, 6))
     new_K6[:, :TONE] = 2.0 * uniform_K5[:, :TONE] - 1.0
@@ -134,7 +134,7 @@ def _filled(cell: Cell, table_N6: Array, new_K6: Array, wanted: int, edge: float
 
 
 def _room_filled(cell: Cell, table_N6: Array, new_K6: Array, wanted: int, edge: float) -> Array:
-    """The table filled up to `wanted` shapes as long as any of the new ones touches none, as many light as dark."""
+    """The table filled up to `wanted` shapes as long as any of the new ones touches none, as many of each tone."""
     for new_6 in new_K6[~_touch(cell, new_K6, table_N6, edge).any(axis=1)]:
         if len(table_N6) >= wanted:
             break
