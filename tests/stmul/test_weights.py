@@ -165,6 +165,22 @@ def test_a_cut_file_is_refused(tmp_path, name, part):
         read_state(path)
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_flipped_byte_is_refused_or_gives_tensors(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save({"a": torch.randn(5)}, path)
+    else:
+        save_file({"a": torch.randn(5)}, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 200)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert all(isinstance(value, Tensor) for value in read_state(path).values())
+        except WeightsError as error:
+            assert str(path) in str(error)
+
+
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"a": {"b": torch.zeros(1)}}])
 def test_a_file_of_other_things_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
