@@ -38,9 +38,9 @@ class TwoStream(nn.Module):
         gated = frozenset(settings.gated) if settings.operator != "none" else frozenset[str]()
         self.gated_appearance = gated if settings.direction != "appearance_to_motion" else frozenset[str]()
         self.gated_motion = gated if settings.direction != "motion_to_appearance" else frozenset[str]()
-        one, other = list(self.appearance.units), list(self.motion.units)
         # Units of both in the order of their names; a deeper stream has some to itself.
-        self.order = tuple(sorted({*one, *other}, key=lambda name: (name[0], len(name), name)))
+        names = {*self.appearance.units, *self.motion.units}
+        self.order = tuple(sorted(names, key=lambda name: (name[0], len(name), name)))
 
     def forward(self, rgb_BTCHW: Tensor, flow_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Score maps (B, K, T', H', W') of both heads, before any softmax, for clips of equal length and size."""
