@@ -178,10 +178,10 @@ def _begun(
         return join(config.network, appearance, motion)
     network = build(stage, config, classes)
     if stage in states:
-        state, replaced = fitted(states[stage], network)
+        state, replaced = fitted(states[stage], network, f"starting weights of stage {stage}")
         for name in replaced:
             say(f"{stage}: {name} is for another number of classes; drawn anew")
-        restore(network, state, f"starting weights of stage {stage}")
+        network.load_state_dict(dict(state))
     return network
 
 
