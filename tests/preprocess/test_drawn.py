@@ -266,6 +266,13 @@ def test_textures_and_motions_have_the_same_light_and_contrast():
     assert max(average) - min(average) < 6
 
 
+def test_grey_does_not_tell_the_texture():
+    size = film(clips(FULL)[0], FULL)
+    discs, rectangles = (pictures(Cell(hue=0, texture=texture, motion=1, sign=1), size) for texture in (0, 1))
+    np.testing.assert_array_equal(discs[:, :72], rectangles[:, :72])
+    assert (discs[:, 72:] != rectangles[:, 72:]).any()
+
+
 def test_both_hues_have_the_same_luma():
     size = film(clips(FULL)[0], FULL)
     warm, cool = (pictures(Cell(hue=hue, texture=0, motion=0, sign=0), size) for hue in (0, 1))
