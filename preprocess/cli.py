@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,11 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
     """
     from rich.console import Console
 
+    from configs import dump
     from preprocess.build import build
+    from preprocess.config import PreprocessConfig
     from preprocess.display import build_display, closing_lines, summary
+    from shards.whole import whole
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
@@ -97,7 +101,10 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
             return
     with stoppable(), build_display(console) as watch:
         report = build(dataset, settings, Path(settings.out), watch, rebuild=rebuild)
-    if not report.new:
+    if report.new:
+        with whole(report.folder / "settings.yaml") as file:
+            file.write(dump(PreprocessConfig(preprocess=settings)).encode())
+    else:
         click.echo(f"{report.folder}: complete, and made with these settings; nothing to do")
     manifest = report.manifest
     click.echo(f"{report.folder}: {manifest.dataset} split {manifest.split}, {len(manifest.classes)} classes")
@@ -185,7 +192,9 @@ def _chosen(config: str | None, changes: list[str]) -> tuple[Preprocess, Choice]
 def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
     from preprocess.choice import DRAWN, read
     from preprocess.datasets import describe
+    from preprocess.disk import some
     from preprocess.display import counting
+    from preprocess.extracted import strays
 
     if choice.kind == DRAWN:
         made = f"flow {settings.flow.method}, short side {settings.rgb.short_side}"
@@ -195,7 +204,10 @@ def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
     else:
         dataset = read(choice, settings)
         click.echo(f"data set: {describe(dataset)}, in {choice.root} ({choice.why})")
-    for note in dataset.notes:
+    notes = list(dataset.notes)
+    if dataset.kind == "extracted" and (found := list(strays(chain.from_iterable(dataset.parts.values())))):
+        notes.append(f"not frames, left out: {some(found)}")
+    for note in notes:
         click.echo(f"note: {note}")
     return dataset
 

@@ -141,10 +141,12 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     """
     from rich.console import Console
 
+    from configs import dump
     from stmul.display import counting, results_table
     from stmul.evaluate import evaluate
     from stmul.results import write_results
     from stmul.run_report import report_of_run
+    from stmul.runs import write_text
     from stmul.stages import choose_device, load_networks
 
     run, config = _run_and_settings(cfg, gathered(**options))
@@ -163,6 +165,8 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
         path = run.folder / "results" / f"{results.dataset}-split{results.split}-{part}-epoch{epoch:04d}.json"
         path.parent.mkdir(exist_ok=True)
         write_results(path, results)
+        shown = config.model_copy(update={"data": config.data.model_copy(update={"shards": split.location})})
+        write_text(path.with_suffix(".yaml"), dump(shown))
         console.print(results_table(results))
         click.echo(f"scores    {path}")
         click.echo(f"report    {report_of_run(run, results, split)}")
