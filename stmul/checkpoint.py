@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +67,27 @@ def load(path: Path) -> Checkpoint:
 
 def restore(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
     """Loads `state` into `network`. Raises CheckpointError naming the first differences, loading nothing."""
-    expected = network.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is not in this network" for name in state if name not in expected]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
+    if wrong := differences(state, network.state_dict()):
         raise CheckpointError(
-            f"{where}: made by another network: {'; '.join(wrong[:3])}{more}."
+            f"{where}: made by another network: {first(wrong)}."
             f" Use the settings beside it (config.yaml in its run folder)"
         )
     network.load_state_dict(dict(state))
+
+
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How `state` differs from what a network expects, a line for each name: missing, unknown, of another shape."""
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not in this network" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(own.shape)}"
+        for name, own in expected.items()
+        if name in state and state[name].shape != own.shape
+    ]
+    return wrong
+
+
+def first(wrong: Sequence[str], count: int = 3) -> str:
+    """The first of many differences in one line, and how many more there are."""
+    more = f" and {len(wrong) - count} more differences" if len(wrong) > count else ""
+    return "; ".join(wrong[:count]) + more

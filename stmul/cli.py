@@ -69,6 +69,11 @@ def _opened(config: Config) -> Split:
     return open_split(config.data.shards or latest(Path("data")))
 
 
+def _on(config: Config, shards: str) -> Config:
+    """The settings with other shards; a split's location is shown, and written, without credentials of its URL."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
+
+
 def _configuration_for(dataset: str) -> str | None:
     from configs import names
 
@@ -111,8 +116,7 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
     from stmul.logs import run_log, stop_requests
     from stmul.stages import choose_device, find_start, open_run, train_stages
 
-    # What is written beside results names the shards without credentials that their URL may carry.
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": split.location})})
+    config = _on(config, split.location)
     device = choose_device(config.experiment)
     start = find_start(config, split)
     run, goes_on = open_run(config, split, start, name=name, fresh=fresh)
@@ -165,8 +169,7 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
         path = run.folder / "results" / f"{results.dataset}-split{results.split}-{part}-epoch{epoch:04d}.json"
         path.parent.mkdir(exist_ok=True)
         write_results(path, results)
-        shown = config.model_copy(update={"data": config.data.model_copy(update={"shards": split.location})})
-        write_text(path.with_suffix(".yaml"), dump(shown))
+        write_text(path.with_suffix(".yaml"), dump(_on(config, split.location)))
         console.print(results_table(results))
         click.echo(f"scores    {path}")
         click.echo(f"report    {report_of_run(run, results, split)}")
@@ -203,7 +206,7 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
     run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
     config = load(Config, cfg or run.folder / "config.yaml", changes)
     if not config.data.shards:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"shards": run.about().shards})})
+        config = _on(config, run.about().shards)
     return run, config
 
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from shards.split import Split
 from stmul.augment import apply_view, whole_view
-from stmul.config import Config
+from stmul.config import Config, Data
 from stmul.decode import Decoded
 from stmul.errors import EvaluationError
 from stmul.loading import clip_tensors, evaluation_clips, test_views
 from stmul.network import TwoStream
 from stmul.results import Results
 
-RGB_MEAN = (123.68, 116.779, 103.939)  # ImageNet's, 0..255
+RGB_MEAN = Data().rgb_mean  # ImageNet's, 0..255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stmul.batchnorm import sigma_of
+from stmul.checkpoint import differences, first
 from stmul.config import UNITS, Data, Network, StreamNetwork, unit_names
 from stmul.errors import WeightsError
 from stmul.network import RGB_CHANNELS
@@ -116,21 +117,13 @@ def fitted(state: State, network: nn.Module, where: str = "starting weights") ->
         if name.endswith(HEADS) and name in kept and len(kept[name]) != len(own):
             kept[name] = own
             replaced.append(name)
-    wrong = [f"{name} is missing" for name in expected if name not in kept]
-    wrong += [f"{name} is not in this network" for name in kept if name not in expected]
-    wrong += [
-        f"{name} has shape {list(kept[name].shape)}, expected {list(own.shape)}"
-        for name, own in expected.items()
-        if name in kept and kept[name].shape != own.shape
-    ]
-    _refuse(wrong, where)
+    _refuse(differences(kept, expected), where)
     return kept, replaced
 
 
 def _refuse(wrong: Sequence[str], where: str) -> None:
     if wrong:
-        more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
-        raise WeightsError(f"{where}: for another network: {'; '.join(wrong[:3])}{more}; check depth and width")
+        raise WeightsError(f"{where}: for another network: {first(wrong)}; check depth and width")
 
 
 def _torchvision_names(depth: int) -> dict[str, str]:
