@@ -1,4 +1,4 @@
-"""Cutting, resizing, mirroring and centring frames on the device, alike for both streams.
+"""Cutting, resizing and mirroring frames on the device, alike for both streams.
 
 Mirroring also turns motion to the right into motion to the left: q becomes 255 - q.
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from shards.draws import Draws
 from stmul.resize import Axis, resized
 
-FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 FLOW_TOP = 255.0
 BORDER = 0.25  # of the room between crop and frame, that corners are drawn from
 SCALES = (256 / 224, 1.0, 192 / 224, 168 / 224)  # sides of `multiscale`, over the crop's
@@ -122,9 +121,8 @@ def apply_view(
     *,
     size: int | None,
     frame: tuple[int, int],
-    rgb_mean: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor]:
-    """The view of all frames and planes, float32, mean subtracted: (F, 3, S, S) and (P, S, S).
+    """The view of all frames and planes, float32, 0..255: (F, 3, S, S) and (P, S, S).
 
     `size` None keeps the size of the box in RGB pixels: the whole frame is then unchanged, and flow stored at another
     scale gets the frame's size. `frame` is the height and width that the view's box is counted in. Input is uint8 or
@@ -134,11 +132,8 @@ def apply_view(
     with torch.autocast(rgb_FHWC.device.type, enabled=False):
         rgb_FCHW = _seen(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
         flow_PHW = _seen(flow_PHW, view, frame, tall, wide)
-    for channel, mean in enumerate(rgb_mean):
-        rgb_FCHW[:, channel] -= mean
     if view.mirror:
         flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
-    flow_PHW -= FLOW_MEAN
     return rgb_FCHW, flow_PHW
 
 

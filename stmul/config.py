@@ -10,7 +10,9 @@ from configs import Settings
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]{1,2}$")]  # a residual unit by its name in the papers: 2b, 3b, ...
+FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
+STRIDED = ("3a", "4a", "5a")  # units that halve height and width
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # stages 2 .. 5
 
 
@@ -30,8 +32,13 @@ class StreamNetwork(Settings):
 
 
 class TemporalFilters(Settings):
-    """Convolutions over three instants, injected after the middle ReLU of a residual unit, in both streams."""
+    """Convolutions over three instants in residual units of both streams.
 
+    `injected`: a new one after the unit's middle ReLU (ST-MulNet). `inflated`: the unit's two 1x1 convolutions become
+    filters over time themselves (ST-ResNet); bottlenecks of stride 1 only.
+    """
+
+    kind: Literal["injected", "inflated"] = "injected"
     initial: Literal["centre", "average", "difference"] = "centre"
     units: tuple[Unit, ...] = UNITS_B  # empty: no temporal filters
 
@@ -46,6 +53,12 @@ class Network(Settings):
     gated: tuple[Unit, ...] = UNITS_B
     temporal: TemporalFilters = TemporalFilters()
     temporal_window: PositiveInt = 5  # of the maximum over time, before the spatial average
+    temporal_stride: PositiveInt = 1  # instants between two such windows
+    rgb_mean: tuple[float, float, float] = (
+        123.68,
+        116.779,
+        103.939,
+    )  # ImageNet's; given weights bring theirs
     stride_on: Literal["1x1", "3x3"] = "3x3"  # of a bottleneck: Caffe's or torchvision's
     pooling: Literal["caffe", "torchvision"] = "torchvision"  # padding of the maximum after conv1
 
@@ -68,6 +81,10 @@ class Network(Settings):
         ]
         if missing := [name for name in self.temporal.units if name not in names]:
             raise ValueError(f"temporal.units {missing}: units of both streams are {', '.join(names)}")
+        if self.temporal.kind == "inflated" and (min(self.appearance.depth, self.motion.depth) < 50):
+            raise ValueError("temporal.kind inflated: only units of depth 50 and more have 1x1 convolutions to inflate")
+        if self.temporal.kind == "inflated" and (strided := [n for n in self.temporal.units if n in STRIDED]):
+            raise ValueError(f"temporal.units {strided}: units that step over positions cannot be inflated")
         if self.operator != "none" and (missing := [name for name in self.gated if name not in names[1:]]):
             raise ValueError(f"gated {missing}: units that follow another in both streams are {', '.join(names[1:])}")
         return self
@@ -81,7 +98,6 @@ class Data(Settings):
     stack: Annotated[int, Field(ge=2, multiple_of=2)] = 10  # L, flow pairs at each instant
     stride: tuple[PositiveInt, PositiveInt] = (5, 35)  # frames between instants, drawn for each sub-batch
     crop: Annotated[int, Field(ge=32)] = 224  # pixels, side of what the network sees in training
-    rgb_mean: tuple[float, float, float] = (123.68, 116.779, 103.939)  # ImageNet's, 0..255, RGB
     order: Literal["full", "windowed"] = "full"
     window: PositiveInt = 8  # shards in a window of the windowed order
     threads: NonNegativeInt = 0  # reading and decoding; 0: one for each core this process may use

@@ -17,14 +17,12 @@ from torch import Tensor, nn
 
 from shards.split import Split
 from stmul.augment import apply_view, whole_view
-from stmul.config import Config, Data
+from stmul.config import Config
 from stmul.decode import Decoded
 from stmul.errors import EvaluationError
 from stmul.loading import clip_tensors, evaluation_clips, test_views
 from stmul.network import TwoStream
 from stmul.results import Results
-
-RGB_MEAN = Data().rgb_mean  # ImageNet's, 0..255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +43,6 @@ def clip_scores(
     rgb_THWC: NDArray[np.generic] | Tensor,
     flow_THWC: NDArray[np.generic] | Tensor,
     mirror: bool = True,
-    rgb_mean: tuple[float, float, float] = RGB_MEAN,
 ) -> tuple[Tensor, Tensor]:
     """Raw class scores (K,) of the appearance and the motion head for one clip; their mean is the fused score.
 
@@ -65,7 +62,7 @@ def clip_scores(
     sums: list[Tensor] = []
     whole = whole_view(height, width)
     for view in (whole, whole.mirrored()) if mirror else (whole,):
-        rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width), rgb_mean=rgb_mean)
+        rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width))
         maps = network(rgb_TCHW[None], flow_PHW.view(1, frames, channels, height, width))
         sums.append(torch.stack([map_BKTHW.mean((0, 2, 3, 4)) for map_BKTHW in maps]))
     appearance, motion = torch.stack(sums).mean(0)
@@ -78,7 +75,7 @@ def video_scores(networks: Networks, decoded: Decoded, config: Config) -> dict[s
     (clip,) = decoded.clips
     sums: dict[str, list[Tensor]] = {}
     for view, size in test_views(config, clip.size):
-        rgb, flow = clip_tensors(decoded, clip, view, size=size, rgb_mean=config.data.rgb_mean)
+        rgb, flow = clip_tensors(decoded, clip, view, size=size)
         assert rgb is not None
         assert flow is not None
         for head, map_BKTHW in _maps(networks, rgb[None], flow[None]).items():

@@ -19,13 +19,13 @@ from shards.stream import Clip, TrainingStream, cores, in_order, read_clips
 from stmul import clips as instants_of
 from stmul.augment import View, apply_view, crop_view, whole_view
 from stmul.clips import NO_PAIR, Instants
-from stmul.config import Config, Data, Recipe
+from stmul.config import FLOW_MEAN, Config, Data, Recipe
 from stmul.decode import Decoded, Placed, decode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """A sub-batch of clips on the device, mean 0, as the network wants it."""
+    """A sub-batch of clips on the device, levels 0..255, as the network wants it."""
 
     rgb_BTCHW: Tensor | None  # C = 3
     flow_BTCHW: Tensor | None  # C = 2L, u and v in turn
@@ -87,7 +87,7 @@ def training_batch(decoded: Decoded, config: Config, recipe: Recipe, stage: str)
         view = crop_view(
             recipe.crops, height, width, data.crop, draws, original_crop_corners=data.original_crop_corners
         )
-        rgb_TCHW, flow_TCHW = clip_tensors(decoded, clip, view, size=data.crop, rgb_mean=data.rgb_mean)
+        rgb_TCHW, flow_TCHW = clip_tensors(decoded, clip, view, size=data.crop)
         rgb.append(rgb_TCHW)
         flow.append(flow_TCHW)
     device = decoded.arena.device
@@ -118,15 +118,13 @@ def merged(batches: Iterator[Batch], groups: int) -> Iterator[Batch]:
 
 
 def clip_tensors(
-    decoded: Decoded, clip: Placed, view: View, *, size: int | None, rgb_mean: tuple[float, float, float]
+    decoded: Decoded, clip: Placed, view: View, *, size: int | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """One clip through its view: RGB (T, 3, H, W) and flow (T, 2L, H, W), mean 0; None for a stream not read.
+    """One clip through its view: RGB (T, 3, H, W) and flow (T, 2L, H, W), 0..255; None for a stream not read.
 
     Frames are resized once, then handed to every instant that uses them.
     """
-    rgb_FCHW, flow_PHW = apply_view(
-        decoded.rgb_FHWC(clip), decoded.flow_PHW(clip), view, size=size, frame=clip.size, rgb_mean=rgb_mean
-    )
+    rgb_FCHW, flow_PHW = apply_view(decoded.rgb_FHWC(clip), decoded.flow_PHW(clip), view, size=size, frame=clip.size)
     device = decoded.arena.device
     rgb = rgb_FCHW[torch.from_numpy(clip.rgb_of).to(device)] if len(clip.rgb_of) else None
     if not len(clip.flow_of):
@@ -134,7 +132,7 @@ def clip_tensors(
     instants, stack = clip.flow_of.shape
     if (clip.flow_of == NO_PAIR).any():  # a video of one frame: nothing moves
         height, width = (size, size) if size else clip.size
-        return rgb, torch.zeros(instants, 2 * stack, height, width, device=device)
+        return rgb, torch.full((instants, 2 * stack, height, width), FLOW_MEAN, device=device)
     pairs_PCHW = flow_PHW.view(-1, 2, *flow_PHW.shape[-2:])
     flow_TLCHW = pairs_PCHW[torch.from_numpy(clip.flow_of).to(device)]
     return rgb, flow_TLCHW.flatten(1, 2)

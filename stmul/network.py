@@ -5,16 +5,17 @@ Shapes: B clips, T instants, C channels, H W positions, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from stmul.config import Network
+from stmul.checkpoint import differences, first
+from stmul.config import FLOW_MEAN, Network
 from stmul.errors import NetworkError, WeightsError
-from stmul.resnet import Operator, Stream
+from stmul.resnet import Operator, Stream, inflated
 
-RGB_CHANNELS = 3
 OPERATORS: dict[str, Operator] = {"multiply": torch.mul, "add": torch.add}
 
 
@@ -28,12 +29,15 @@ class TwoStream(nn.Module):
     where x and m are what the unit before handed on, and F is the residual branch. `*` is the operator (multiply, add;
     none leaves f(x) alone). The direction appearance_to_motion swaps the two; `both` joins both, each from the other's
     sum before the unit. In the units of `temporal`, F filters over time in both streams. Motion has 2 `stack` channels.
+    `class_names` are empty where nobody has told them.
     """
+
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, settings: Network, *, stack: int, classes: int, pool: int) -> None:
         super().__init__()
-        self.appearance = _stream(settings, "appearance", stack=stack, classes=classes, pool=pool, temporal=True)
-        self.motion = _stream(settings, "motion", stack=stack, classes=classes, pool=pool, temporal=True)
+        self.appearance = _stream(settings, "appearance", stack=stack, classes=classes, pool=pool, over_time=True)
+        self.motion = _stream(settings, "motion", stack=stack, classes=classes, pool=pool, over_time=True)
         self.operator = settings.operator
         gated = frozenset(settings.gated) if settings.operator != "none" else frozenset[str]()
         self.gated_appearance = gated if settings.direction != "appearance_to_motion" else frozenset[str]()
@@ -43,7 +47,10 @@ class TwoStream(nn.Module):
         self.order = tuple(sorted(names, key=lambda name: (name[0], len(name), name)))
 
     def forward(self, rgb_BTCHW: Tensor, flow_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Score maps (B, K, T', H', W') of both heads, before any softmax, for clips of equal length and size."""
+        """Score maps (B, K, T', H', W') of both heads, before any softmax, for clips of equal length and size.
+
+        Levels 0..255, as `Stream` takes them.
+        """
         instants = rgb_BTCHW.shape[1]
         if (found := flow_BTCHW.shape[:2] + flow_BTCHW.shape[3:]) != rgb_BTCHW.shape[:2] + rgb_BTCHW.shape[3:]:
             raise NetworkError(f"flow of (B, T, H, W) {tuple(found)} with RGB of shape {tuple(rgb_BTCHW.shape)}")
@@ -62,7 +69,7 @@ def single(
     settings: Network, stream: Literal["appearance", "motion"], *, stack: int, classes: int, pool: int
 ) -> Stream:
     """One stream to be trained alone, on single instants: nothing in it looks along time, given several or not."""
-    return _stream(settings, stream, stack=stack, classes=classes, pool=pool, temporal=False)
+    return _stream(settings, stream, stack=stack, classes=classes, pool=pool, over_time=False)
 
 
 def join(settings: Network, appearance: Stream, motion: Stream) -> TwoStream:
@@ -73,24 +80,29 @@ def join(settings: Network, appearance: Stream, motion: Stream) -> TwoStream:
     network = TwoStream(settings, stack=motion.channels // 2, classes=appearance.classes, pool=appearance.pool)
     for name, trained in (("appearance", appearance), ("motion", motion)):
         target: Stream = getattr(network, name)
-        new = {key for key in target.state_dict() if ".temporal." in key}
-        try:
-            differences = target.load_state_dict(trained.state_dict(), strict=False)
-        except RuntimeError as error:
-            raise WeightsError(f"the {name} stream does not fit: {' '.join(str(error).split())}") from error
-        if wrong := [*(set(differences.missing_keys) - new), *differences.unexpected_keys]:
-            raise WeightsError(f"the {name} stream does not fit: {', '.join(sorted(wrong)[:3])}")
+        state = over_time(trained.state_dict(), target, settings.temporal.initial)
+        if wrong := differences(state, target.state_dict()):
+            raise WeightsError(f"the {name} stream does not fit: {first(wrong)}")
+        target.load_state_dict(state)
+    network.class_names = appearance.class_names
     return network
 
 
-def _stream(settings: Network, name: str, *, stack: int, classes: int, pool: int, temporal: bool) -> Stream:
-    return Stream(
-        settings.appearance if name == "appearance" else settings.motion,
-        channels=RGB_CHANNELS if name == "appearance" else 2 * stack,
-        classes=classes,
-        temporal=settings.temporal if temporal else None,
-        stride_on=settings.stride_on,
-        pooling=settings.pooling,
-        pool=pool,
-        temporal_window=settings.temporal_window if temporal else 1,
+def over_time(state: Mapping[str, Tensor], target: Stream, initial: str) -> dict[str, Tensor]:
+    """The state of a stream trained on single instants, with what `target` has over time: as `initial` begins it."""
+    widened = dict(state)
+    for name, own in target.state_dict().items():
+        if ".temporal." in name:
+            widened.setdefault(name, own)
+        elif own.dim() == 3 and name in widened and widened[name].dim() == 4:
+            widened[name] = inflated(widened[name], initial)
+    return widened
+
+
+def _stream(settings: Network, name: str, *, stack: int, classes: int, pool: int, over_time: bool) -> Stream:
+    own, mean = (
+        (settings.appearance, settings.rgb_mean)
+        if name == "appearance"
+        else (settings.motion, (FLOW_MEAN,) * (2 * stack))
     )
+    return Stream(own, settings, mean=mean, classes=classes, pool=pool, over_time=over_time)

@@ -10,14 +10,14 @@ them. So does the stem: maximum and ReLU may change places.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from stmul.batchnorm import BatchNorm2d
-from stmul.config import StreamNetwork, TemporalFilters, unit_names
+from stmul.config import STRIDED, Network, StreamNetwork, TemporalFilters, unit_names
 from stmul.errors import NetworkError
 
 Operator = Callable[[Tensor, Tensor], Tensor]
@@ -45,20 +45,25 @@ def conv(channels_in: int, channels_out: int, side: int, stride: int = 1) -> nn.
     return made.to(memory_format=torch.channels_last)
 
 
+def inflated(weight: Tensor, initial: str) -> Tensor:
+    """A 1x1 convolution's weight (C out, C in, 1, 1) over three instants, (C out, C in, 3): each tap has its share."""
+    return weight[:, :, 0] * torch.tensor(TAPS[initial], dtype=weight.dtype, device=weight.device)
+
+
 class TemporalFilter(nn.Module):
     """A convolution over instants t-1, t, t+1, each output channel from all input channels, zeros beyond the clip.
 
-    It starts as the same three taps for each channel by itself; `centre` changes nothing (st-resnet `ConvTime.m`).
+    It starts as `pointwise`, a weight (C out, C in, 1, 1), at each tap with that tap's share; the identity with taps
+    `centre` changes nothing (matconvnet `ConvTime.m`).
     """
 
-    def __init__(self, channels: int, initial: str) -> None:
+    def __init__(self, pointwise: Tensor, initial: str, *, bias: bool) -> None:
         super().__init__()
-        taps = torch.tensor(TAPS[initial])
-        self.weight = nn.Parameter(torch.eye(channels)[:, :, None] * taps)  # (C out, C in, 3)
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(inflated(pointwise, initial))  # (C out, C in, 3)
+        self.bias = nn.Parameter(torch.zeros(len(pointwise))) if bias else None
 
     def forward(self, x_NCHW: Tensor, instants: int) -> Tensor:
-        """Filtered x, of the same shape."""
+        """Filtered x: N, H and W stay."""
         x_BCTP = as_rows(x_NCHW, instants)
         # A two-dimensional (3, 1) convolution: as fast as the three-dimensional one or faster, faster than three matrix
         # products, and laid out as the convolution after it wants it.
@@ -83,7 +88,8 @@ class Unit(nn.Module):
 
     `*` is the operator handed in. Only the input of the residual branch F is joined; the shortcut stays f(x).
     F is two 3x3 convolutions (basic) or 1x1, 3x3, 1x1 (bottleneck), each with its normalisation and all but the last
-    with a ReLU; `temporal` is the initial filter after the ReLU of the middle one (basic: of the first), if any.
+    with a ReLU. Over time, F has an injected filter after the ReLU of the middle one (basic: of the first), or its 1x1
+    convolutions are inflated, or nothing (`temporal` None).
     """
 
     def __init__(
@@ -94,20 +100,23 @@ class Unit(nn.Module):
         bottleneck: bool,
         stride: int,
         stride_on: str,
-        temporal: str | None,
+        temporal: TemporalFilters | None,
     ) -> None:
         super().__init__()
         channels_out = channels * expansion(bottleneck)
         if bottleneck:
             first, middle = (stride, 1) if stride_on == "1x1" else (1, stride)
-            self.conv1, self.norm1 = conv(channels_in, channels, 1, first), BatchNorm2d(channels)
-            self.conv2, self.norm2 = conv(channels, channels, 3, middle), BatchNorm2d(channels)
-            self.conv3, self.norm3 = conv(channels, channels_out, 1), BatchNorm2d(channels_out)
+            self.conv1: nn.Module = _pointwise(channels_in, channels, first, temporal)
+            self.conv2: nn.Module = conv(channels, channels, 3, middle)
+            self.conv3: nn.Module = _pointwise(channels, channels_out, 1, temporal)
+            self.norm1, self.norm2, self.norm3 = (BatchNorm2d(out) for out in (channels, channels, channels_out))
         else:
-            self.conv1, self.norm1 = conv(channels_in, channels, 3, stride), BatchNorm2d(channels)
-            self.conv2, self.norm2 = conv(channels, channels_out, 3), BatchNorm2d(channels_out)
+            self.conv1, self.conv2 = conv(channels_in, channels, 3, stride), conv(channels, channels_out, 3)
+            self.norm1, self.norm2 = BatchNorm2d(channels), BatchNorm2d(channels_out)
         self.bottleneck = bottleneck
-        self.temporal = None if temporal is None else TemporalFilter(channels, temporal)
+        self.temporal: TemporalFilter | None = None
+        if temporal is not None and temporal.kind == "injected":
+            self.temporal = TemporalFilter(torch.eye(channels)[:, :, None, None], temporal.initial, bias=True)
         changes = stride != 1 or channels_in != channels_out
         self.project = conv(channels_in, channels_out, 1, stride) if changes else None
         self.project_norm = BatchNorm2d(channels_out) if changes else None
@@ -129,13 +138,25 @@ class Unit(nn.Module):
 
     def residual(self, x_NCHW: Tensor, instants: int) -> Tensor:
         """F(x)."""
-        x = self.norm1(self.conv1(x_NCHW)).relu_()  # in place: normalisation keeps its input, not its output
+        x = self.norm1(_filtered(self.conv1, x_NCHW, instants))
+        x = x.relu_()  # in place: normalisation keeps its input, not its output
         if self.bottleneck:
             x = self.norm2(self.conv2(x)).relu_()
         if self.temporal is not None:
             x = self.temporal(x, instants)
-        last: Tensor = self.norm3(self.conv3(x)) if self.bottleneck else self.norm2(self.conv2(x))
+        last: Tensor = self.norm3(_filtered(self.conv3, x, instants)) if self.bottleneck else self.norm2(self.conv2(x))
         return last
+
+
+def _pointwise(channels_in: int, channels_out: int, stride: int, temporal: TemporalFilters | None) -> nn.Module:
+    made = conv(channels_in, channels_out, 1, stride)
+    if temporal is None or temporal.kind != "inflated":
+        return made
+    return TemporalFilter(made.weight.detach(), temporal.initial, bias=False)
+
+
+def _filtered(conv: nn.Module, x_NCHW: Tensor, instants: int) -> Tensor:
+    return conv(x_NCHW, instants) if isinstance(conv, TemporalFilter) else conv(x_NCHW)  # type: ignore[no-any-return]
 
 
 def expansion(bottleneck: bool) -> int:
@@ -144,40 +165,45 @@ def expansion(bottleneck: bool) -> int:
 
 
 class Stream(nn.Module):
-    """A whole network of one stream: stem, units by name, head.
+    """A whole network of one stream: mean, stem, units by name, head.
 
-    `settings.width` channels leave the first convolution; `stride_on` "1x1" or "3x3" and `pooling` "caffe" or
-    "torchvision" choose between the two ResNets in use; `pool` is the side of the last average's window (7 at 224
-    pixels), `temporal_window` the length of the maximum over time. Raises NetworkError for temporal filters in units
-    that a network of this depth lacks.
+    `settings` are its own, `shared` what it has in common with the other; `mean` has an entry for each input channel;
+    `pool` is the side of the last average's window (7 at 224 pixels). Without `over_time` nothing looks along time:
+    no temporal filters, no maximum. Raises NetworkError for temporal filters in units that this depth lacks.
     """
+
+    mean: Tensor
+    class_names: tuple[str, ...] = ()  # empty where nobody has told them
 
     def __init__(
         self,
         settings: StreamNetwork,
+        shared: Network,
         *,
-        channels: int,
+        mean: Sequence[float],
         classes: int,
-        temporal: TemporalFilters | None,
-        stride_on: str,
-        pooling: str,
         pool: int,
-        temporal_window: int,
+        over_time: bool = True,
     ) -> None:
         super().__init__()
-        self.channels, self.classes, self.pool, self.temporal_window = channels, classes, pool, temporal_window
+        self.channels, self.classes, self.pool = len(mean), classes, pool
+        self.temporal_window = shared.temporal_window if over_time else 1
+        self.temporal_stride = shared.temporal_stride if over_time else 1
         width, bottleneck, names = settings.width, settings.depth >= 50, unit_names(settings.depth)
-        filtered = () if temporal is None else temporal.units
+        filtered = shared.temporal.units if over_time else ()
         if missing := sorted(set(filtered) - set(names)):
             raise NetworkError(
                 f"temporal filters in {', '.join(missing)}: depth {settings.depth} has {', '.join(names)}"
             )
-        self.conv1 = conv(channels, width, 7, 2)
+        # Part of the weights: they are worth nothing with another one.
+        self.register_buffer("mean", torch.tensor([float(level) for level in mean]))
+        self.conv1 = conv(self.channels, width, 7, 2)
         # Caffe's networks have a bias here, torchvision's none. It is always there, zero by default, so that both
         # are held as they are; it is not trained: the normalisation after it takes out whatever it adds.
         self.conv1.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.norm1 = BatchNorm2d(width)
-        self.maximum = nn.MaxPool2d(3, 2, ceil_mode=True) if pooling == "caffe" else nn.MaxPool2d(3, 2, padding=1)
+        caffe = shared.pooling == "caffe"
+        self.maximum = nn.MaxPool2d(3, 2, ceil_mode=True) if caffe else nn.MaxPool2d(3, 2, padding=1)
         self.units = nn.ModuleDict()
         channels_in = width
         for name in names:
@@ -186,9 +212,9 @@ class Stream(nn.Module):
                 channels_in,
                 width << stage,
                 bottleneck=bottleneck,
-                stride=2 if name[1:] == "a" and stage else 1,
-                stride_on=stride_on,
-                temporal=temporal.initial if temporal is not None and name in filtered else None,
+                stride=2 if name in STRIDED else 1,
+                stride_on=shared.stride_on,
+                temporal=shared.temporal if name in filtered else None,
             )
             channels_in = (width << stage) * expansion(bottleneck)
         self.dropout = nn.Dropout(settings.dropout)
@@ -197,7 +223,10 @@ class Stream(nn.Module):
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Class scores before any softmax, (B, K, T', H', W'): one for each window in time and space."""
+        """Class scores before any softmax, (B, K, T', H', W'): one for each window in time and space.
+
+        Frames are (B, T, C, H, W), levels 0..255 of RGB or of flow (x and y in turn), float or uint8.
+        """
         instants = frames_BTCHW.shape[1]
         x_NCHW = self.stem(frames_BTCHW)
         for unit in self.units.values():
@@ -209,16 +238,17 @@ class Stream(nn.Module):
         if frames_BTCHW.dim() != 5 or frames_BTCHW.shape[2] != self.channels:
             found = tuple(frames_BTCHW.shape)
             raise NetworkError(f"clips of shape {found}: expected (B, T, {self.channels}, H, W)")
-        x_NCHW = frames_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x_NCHW = frames_BTCHW.flatten(0, 1) - self.mean[:, None, None]
+        x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
         return self.maximum(self.norm1(self.conv1(x_NCHW)))  # type: ignore[no-any-return]
 
     def head(self, x_NCHW: Tensor, instants: int) -> Tensor:
         """From the last sum to score maps: maximum over time, then average over space, then the classifier."""
         height, width = x_NCHW.shape[-2:]
         window = min(self.temporal_window, instants)
-        x_BCTP = functional.max_pool2d(as_rows(x_NCHW.relu(), instants), (window, 1), stride=1)
+        x_BCTP = functional.max_pool2d(as_rows(x_NCHW.relu(), instants), (window, 1), (self.temporal_stride, 1))
         x_NCHW = functional.avg_pool2d(
             as_frames(x_BCTP, height, width), (min(self.pool, height), min(self.pool, width)), stride=1
         )
         scores_NKHW = self.classifier(self.dropout(x_NCHW))
-        return scores_NKHW.unflatten(0, (-1, instants - window + 1)).transpose(1, 2)  # type: ignore[no-any-return]
+        return scores_NKHW.unflatten(0, (-1, x_BCTP.shape[2])).transpose(1, 2)  # type: ignore[no-any-return]

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from stmul.batchnorm import sigma_of
 from stmul.checkpoint import differences, first
-from stmul.config import UNITS, Data, Network, StreamNetwork, unit_names
+from stmul.config import FLOW_MEAN, STRIDED, UNITS, Data, Network, StreamNetwork, unit_names
 from stmul.errors import WeightsError
-from stmul.network import RGB_CHANNELS
 
 State = Mapping[str, Tensor]
 TORCHVISION_WIDTH = 64
-TORCHVISION_MEAN = (123.675, 116.28, 103.53)  # 255 x its 0.485 0.456 0.406; within half a grey level of `data.rgb_mean`
+RGB_CHANNELS = 3
+TORCHVISION_MEAN = (123.675, 116.28, 103.53)  # 255 x its 0.485 0.456 0.406
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 HEADS = ("classifier.weight", "classifier.bias")
 
@@ -100,6 +100,7 @@ def from_torchvision(
     made["conv1.weight"] = made["conv1.weight"] / (255.0 * torch.tensor(TORCHVISION_STD)[:, None, None])
     if channels != RGB_CHANNELS:
         made["conv1.weight"] = made["conv1.weight"].mean(1, keepdim=True).repeat(1, channels, 1, 1)
+    made["mean"] = torch.tensor(TORCHVISION_MEAN) if channels == RGB_CHANNELS else torch.full((channels,), FLOW_MEAN)
     made["conv1.bias"] = torch.zeros(len(made["conv1.weight"]))
     made["classifier.weight"] = made["classifier.weight"][:, :, None, None]
     return made
@@ -135,7 +136,7 @@ def _torchvision_names(depth: int) -> dict[str, str]:
         for i in (1, 2, 3) if depth >= 50 else (1, 2):
             convolutions[f"{theirs}.conv{i}"] = f"{ours}.conv{i}"
             normalisations[f"{theirs}.bn{i}"] = f"{ours}.norm{i}"
-        if unit in ("3a", "4a", "5a") or (unit == "2a" and depth >= 50):
+        if unit in STRIDED or (unit == "2a" and depth >= 50):
             convolutions[f"{theirs}.downsample.0"] = f"{ours}.project"
             normalisations[f"{theirs}.downsample.1"] = f"{ours}.project_norm"
     names = {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in convolutions.items()}

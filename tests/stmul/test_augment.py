@@ -13,7 +13,6 @@ from shards.draws import Draws
 from stmul.augment import CROPS, View, apply_view, crop_view, whole_view
 
 UNTIMED = settings(deadline=None, max_examples=60)  # machines are busy
-MEAN = (123.68, 116.779, 103.939)
 HEIGHT, WIDTH = 60, 80
 
 
@@ -37,42 +36,38 @@ def by_pillow(picture: torch.Tensor, view: View, size: tuple[int, int], scale: i
 def test_a_view_is_what_pillow_makes_of_each_frame(box, scale, mirror):
     view, size = View(*map(float, box), mirror=mirror), 32
     rgb_FHWC, flow_PHW = clip(scale)
-    rgb, flow = apply_view(rgb_FHWC, flow_PHW, view, size=size, frame=(HEIGHT, WIDTH), rgb_mean=MEAN)
+    rgb, flow = apply_view(rgb_FHWC, flow_PHW, view, size=size, frame=(HEIGHT, WIDTH))
     assert rgb.shape == (2, 3, size, size)
     assert flow.shape == (6, size, size)
     for found, frame in zip(rgb, rgb_FHWC, strict=True):
-        expected = by_pillow(frame, view, (size, size)) - np.array(MEAN, dtype=np.float32)
+        expected = by_pillow(frame, view, (size, size))
         assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() <= 1.51  # Pillow rounds to levels, we need not
     for number, (found, plane) in enumerate(zip(flow, flow_PHW, strict=True)):
         levels = by_pillow(plane, view, (size, size), scale)
-        expected = (255 - levels if mirror and number % 2 == 0 else levels) - 128
+        expected = 255 - levels if mirror and number % 2 == 0 else levels
         assert np.abs(found.numpy() - expected).max() <= 1.51
 
 
-def test_a_whole_frame_at_its_own_size_is_unchanged_but_for_the_mean():
+def test_a_whole_frame_at_its_own_size_is_unchanged():
     rgb_FHWC, flow_PHW = clip()
-    rgb, flow = apply_view(
-        rgb_FHWC, flow_PHW, whole_view(HEIGHT, WIDTH), size=None, frame=(HEIGHT, WIDTH), rgb_mean=MEAN
-    )
-    assert torch.equal(rgb, rgb_FHWC.permute(0, 3, 1, 2).float() - torch.tensor(MEAN)[:, None, None])
-    assert torch.equal(flow, flow_PHW.float() - 128)
+    rgb, flow = apply_view(rgb_FHWC, flow_PHW, whole_view(HEIGHT, WIDTH), size=None, frame=(HEIGHT, WIDTH))
+    assert torch.equal(rgb, rgb_FHWC.permute(0, 3, 1, 2).float())
+    assert torch.equal(flow, flow_PHW.float())
 
 
 def test_a_mirrored_whole_frame_turns_motion_to_the_right_into_motion_to_the_left():
     rgb_FHWC, flow_PHW = clip()
     view = whole_view(HEIGHT, WIDTH).mirrored()
-    rgb, flow = apply_view(rgb_FHWC, flow_PHW, view, size=None, frame=(HEIGHT, WIDTH), rgb_mean=(0, 0, 0))
+    rgb, flow = apply_view(rgb_FHWC, flow_PHW, view, size=None, frame=(HEIGHT, WIDTH))
     assert torch.equal(rgb, rgb_FHWC.permute(0, 3, 1, 2).flip(-1).float())
-    assert torch.equal(flow[0::2], 255.0 - flow_PHW[0::2].flip(-1) - 128)
-    assert torch.equal(flow[1::2], flow_PHW[1::2].flip(-1).float() - 128)
+    assert torch.equal(flow[0::2], 255.0 - flow_PHW[0::2].flip(-1))
+    assert torch.equal(flow[1::2], flow_PHW[1::2].flip(-1).float())
     assert view.mirrored() == whole_view(HEIGHT, WIDTH)
 
 
 def test_flow_at_half_the_size_gets_the_frames_size_in_a_whole_view():
     rgb_FHWC, flow_PHW = clip(scale=2)
-    rgb, flow = apply_view(
-        rgb_FHWC, flow_PHW, whole_view(HEIGHT, WIDTH), size=None, frame=(HEIGHT, WIDTH), rgb_mean=MEAN
-    )
+    rgb, flow = apply_view(rgb_FHWC, flow_PHW, whole_view(HEIGHT, WIDTH), size=None, frame=(HEIGHT, WIDTH))
     assert rgb.shape[-2:] == flow.shape[-2:] == (HEIGHT, WIDTH)
 
 
@@ -82,16 +77,16 @@ def test_what_is_looked_at_stays_as_it_is(dtype):
     given_ = [one.clone() for one in before]
     for size in (None, 32):
         view = whole_view(HEIGHT, WIDTH).mirrored()
-        apply_view(given_[0], given_[1], view, size=size, frame=(HEIGHT, WIDTH), rgb_mean=MEAN)
+        apply_view(given_[0], given_[1], view, size=size, frame=(HEIGHT, WIDTH))
     assert all(torch.equal(one, other) for one, other in zip(given_, before, strict=True))
 
 
 def test_a_stream_that_was_not_read_stays_empty():
     rgb_FHWC, flow_PHW = clip()
     view = View(0, 0, 30, 30)
-    rgb, flow = apply_view(rgb_FHWC, flow_PHW[:0], view, size=32, frame=(HEIGHT, WIDTH), rgb_mean=MEAN)
+    rgb, flow = apply_view(rgb_FHWC, flow_PHW[:0], view, size=32, frame=(HEIGHT, WIDTH))
     assert (len(rgb), flow.shape) == (2, (0, 32, 32))
-    rgb, flow = apply_view(rgb_FHWC[:0], flow_PHW, view, size=32, frame=(HEIGHT, WIDTH), rgb_mean=MEAN)
+    rgb, flow = apply_view(rgb_FHWC[:0], flow_PHW, view, size=32, frame=(HEIGHT, WIDTH))
     assert (rgb.shape, len(flow)) == ((0, 3, 32, 32), 6)
 
 

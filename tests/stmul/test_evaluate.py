@@ -120,7 +120,7 @@ def test_the_streams_trained_alone_see_single_instants(small, split, networks):
     results = evaluate(networks, split, config, device=CPU)
     record = decode(split.read("test", 0))
     rgb, _ = loose_clip(record, 3, 4)
-    frames_TCHW = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() - torch.tensor(config.data.rgb_mean)[:, None, None]
+    frames_TCHW = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         one_by_one = torch.stack([networks.appearance(frame[None, None]).mean((0, 2, 3, 4)) for frame in frames_TCHW])
     np.testing.assert_allclose(results.heads["appearance alone"][0], one_by_one.mean(0), rtol=1e-4, atol=1e-5)

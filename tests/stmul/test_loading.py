@@ -25,7 +25,6 @@ from stmul import clips, loading
 from stmul.augment import CROPS, View, crop_view, whole_view
 from stmul.config import Config, Data, Evaluate, Recipe, Train
 
-MEAN = (10.0, 20.5, 30.25)
 STACK, CROP, BATCH, SUB_BATCH, SEED = 4, 32, 6, 3, 11
 
 # Every video of another shape: frames, width, height, size of the flow over size of the frames.
@@ -85,7 +84,7 @@ def loose(split, tmp_path_factory) -> Path:
 
 
 def config(**data) -> Config:
-    data = {"frames": 3, "stack": STACK, "stride": (1, 3), "crop": CROP, "rgb_mean": MEAN, "threads": 2, **data}
+    data = {"frames": 3, "stack": STACK, "stride": (1, 3), "crop": CROP, "threads": 2, **data}
     return Config(data=Data(**data), train=Train(seed=SEED, batch=BATCH, sub_batch=SUB_BATCH))
 
 
@@ -107,21 +106,18 @@ def look(path: Path, colour: str, view: View, frame: tuple[int, int], size: tupl
 def slow_clip(
     folder: Path, instants: clips.Instants, view: View, frame: tuple[int, int], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RGB (T, 3, H, W) and flow (T, 2L, H, W), mean 0, every image opened again for every use."""
-    rgb = [
-        look(folder / f"rgb-{t}.jpg", "RGB", view, frame, size) - np.float32(MEAN)[:, None, None]
-        for t in instants.rgb.tolist()
-    ]
+    """RGB (T, 3, H, W) and flow (T, 2L, H, W), 0..255, every image opened again for every use."""
+    rgb = [look(folder / f"rgb-{t}.jpg", "RGB", view, frame, size) for t in instants.rgb.tolist()]
     flow = []
     for pairs in instants.flow.tolist():
         planes = []
         for pair in pairs:
             if pair == clips.NO_PAIR:
-                planes += [np.zeros(size, np.float32)] * 2
+                planes += [np.full(size, 128, np.float32)] * 2
                 continue
             [u] = look(folder / f"flow-{2 * pair}.jpg", "L", view, frame, size)
             [v] = look(folder / f"flow-{2 * pair + 1}.jpg", "L", view, frame, size)
-            planes += [(255 - u if view.mirror else u) - 128, v - 128]
+            planes += [255 - u if view.mirror else u, v]
         flow.append(np.stack(planes))
     stacked = [np.stack(planes) if planes else np.zeros((0, 0, *size), np.float32) for planes in (rgb, flow)]
     return stacked[0], stacked[1]
@@ -202,7 +198,7 @@ def test_the_quirks_of_the_original_are_used_when_asked_for(split):
     for slot, clip in enumerate(decoded.clips):
         draws = Draws.of(SEED, "joint", "view", clip.position)
         view = crop_view(settings.train.joint.crops, *clip.size, CROP, draws, original_crop_corners=True)
-        rgb, _ = loading.clip_tensors(decoded, clip, view, size=CROP, rgb_mean=MEAN)
+        rgb, _ = loading.clip_tensors(decoded, clip, view, size=CROP)
         assert torch.equal(found.rgb_BTCHW[slot], rgb)
 
 
@@ -269,7 +265,7 @@ def test_every_view_that_is_scored_agrees_with_the_slow_loader(split, loose, pro
         for view, side in views:
             size = (height, width) if side is None else (side, side)
             rgb, flow = slow_clip(loose / str(number), instants, view, (height, width), size)
-            found = loading.clip_tensors(decoded, clip, view, size=side, rgb_mean=MEAN)
+            found = loading.clip_tensors(decoded, clip, view, size=side)
             assert_within_a_level(found[0], rgb)
             assert_within_a_level(found[1], flow)
             if protocol == "dense":
@@ -301,11 +297,9 @@ def test_a_video_of_one_frame_shows_no_motion(split, mirror):
     settings = config()
     view = whole_view(40, 44)
     [decoded] = [one for one in loading.evaluation_clips(split, "test", settings) if one.clips[0].record == 2]
-    _, flow = loading.clip_tensors(
-        decoded, decoded.clips[0], view.mirrored() if mirror else view, size=None, rgb_mean=MEAN
-    )
+    _, flow = loading.clip_tensors(decoded, decoded.clips[0], view.mirrored() if mirror else view, size=None)
     assert flow.shape == (25, 2 * STACK, 40, 44)
-    assert not flow.any()
+    assert (flow == 128).all()
 
 
 def test_threads_are_as_many_as_cores_unless_said():

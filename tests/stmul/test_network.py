@@ -46,7 +46,7 @@ def largest(x_CHW: Array, pooling: str) -> Array:
 
 
 def filtered(x_TCHW: Array, weight: Array, bias: Array) -> Array:
-    out = np.zeros_like(x_TCHW)
+    out = np.zeros((len(x_TCHW), len(weight), *x_TCHW.shape[2:]))
     for t in range(len(x_TCHW)):
         for tap, other in enumerate((t - 1, t, t + 1)):
             if 0 <= other < len(x_TCHW):
@@ -75,24 +75,30 @@ class Plain:
         bias = self.state.get(f"{name}.bias", 0.0)
         return self.each(x_TCHW, lambda x: convolved(x, self.state[f"{name}.weight"], bias, stride))
 
+    def over_time(self, x_TCHW: Array, name: str) -> Array:
+        weight, bias = self.state[f"{name}.weight"], self.state.get(f"{name}.bias", np.zeros(1))
+        return filtered(x_TCHW, weight[:, :, ::-1] if self.wrong == "time reversed" else weight, bias)
+
+    def pointwise(self, x_TCHW: Array, name: str, stride: int = 1) -> Array:
+        inflated = self.state[f"{name}.weight"].ndim == 3
+        return self.over_time(x_TCHW, name) if inflated else self.conv(x_TCHW, name, stride)
+
     def stem(self, x_TCHW: Array) -> Array:
+        x_TCHW = x_TCHW - self.state["mean"][:, None, None]
         x = relu(self.normal(self.conv(x_TCHW, "conv1", 2), "norm1"))
         return self.each(x, lambda one: largest(one, self.network.pooling))
 
     def residual(self, x: Array, unit: str, stride: int) -> Array:
         first, middle = (stride, 1) if self.network.stride_on == "1x1" or not self.bottleneck else (1, stride)
-        x = relu(self.normal(self.conv(x, f"{unit}.conv1", first), f"{unit}.norm1"))
+        x = relu(self.normal(self.pointwise(x, f"{unit}.conv1", first), f"{unit}.norm1"))
         if self.bottleneck:
             x = relu(self.normal(self.conv(x, f"{unit}.conv2", middle), f"{unit}.norm2"))
         if f"{unit}.temporal.weight" in self.state:
-            weight = self.state[f"{unit}.temporal.weight"]
-            x = filtered(
-                x, weight[:, :, ::-1] if self.wrong == "time reversed" else weight, self.state[f"{unit}.temporal.bias"]
-            )
+            x = self.over_time(x, f"{unit}.temporal")
             if self.wrong == "relu after the temporal filter":
                 x = relu(x)
         last = 3 if self.bottleneck else 2
-        return self.normal(self.conv(x, f"{unit}.conv{last}"), f"{unit}.norm{last}")
+        return self.normal(self.pointwise(x, f"{unit}.conv{last}"), f"{unit}.norm{last}")
 
     def unit(self, x: Array, name: str, m: Array | None) -> Array:
         unit, stride = f"units.{name}", 2 if name in ("3a", "4a", "5a") else 1
@@ -111,7 +117,7 @@ class Plain:
         window = len(x) if self.wrong == "maximum over all time" else min(self.network.temporal_window, len(x))
 
         def over_time(x_TCHW: Array) -> Array:
-            return sliding_window_view(x_TCHW, window, axis=0).max(-1)
+            return sliding_window_view(x_TCHW, window, axis=0)[:: self.network.temporal_stride].max(-1)
 
         def over_space(x_TCHW: Array) -> Array:
             sides = (min(POOL, x_TCHW.shape[2]), min(POOL, x_TCHW.shape[3]))
@@ -160,7 +166,7 @@ def drawn(network: nn.Module) -> nn.Module:
             module.running_sigma.uniform_(0.5, 1.5)
     for name, parameter in network.named_parameters():
         with torch.no_grad():
-            if "temporal" in name:
+            if "temporal" in name or parameter.dim() == 3:
                 parameter += 0.3 * torch.randn_like(parameter)
             if name.endswith("conv1.bias") or "classifier" in name:
                 parameter.normal_()
@@ -171,7 +177,8 @@ def evaluated(settings: Network, wrong: str = "", instants: int = 6) -> tuple[li
     """Score maps (K, T', H', W') of both heads, by the network and by the plain evaluation."""
     torch.manual_seed(2)
     network = drawn(TwoStream(settings, stack=STACK, classes=CLASSES, pool=POOL))
-    rgb, flow = (torch.randn(1, instants, channels, 64, 96).double() for channels in (3, 2 * STACK))
+    rgb = torch.randn(1, instants, 3, 64, 96).double() + torch.tensor(settings.rgb_mean)[:, None, None]
+    flow = torch.randn(1, instants, 2 * STACK, 64, 96).double() + 128
     with torch.no_grad():
         found = [scores[0].numpy() for scores in network(rgb, flow)]
     return found, plain(network, settings, rgb[0].numpy(), flow[0].numpy(), wrong)
@@ -189,6 +196,7 @@ def apart(found: list[Array], expected: list[Array]) -> float:
     )
 
 
+INFLATED = TemporalFilters(kind="inflated", initial="average")
 DEEP = {"appearance": StreamNetwork(depth=50, width=2), "motion": StreamNetwork(depth=50, width=2)}
 
 
@@ -207,6 +215,10 @@ DEEP = {"appearance": StreamNetwork(depth=50, width=2), "motion": StreamNetwork(
         {"temporal": TemporalFilters(units=())},
         {"pooling": "caffe"},
         {"temporal_window": 2},
+        {"temporal_window": 3, "temporal_stride": 2},
+        {"rgb_mean": (0.5, -0.25, 1.0)},
+        {**DEEP, "operator": "add", "temporal": INFLATED, "temporal_window": 5, "temporal_stride": 2},
+        {**DEEP, "temporal": INFLATED.model_copy(update={"initial": "difference", "units": ("2a", "3b", "5c")})},
         {"motion": StreamNetwork(depth=34, width=2)},
         {**DEEP, "stride_on": "1x1", "pooling": "caffe"},
         {**DEEP, "stride_on": "3x3", "direction": "both"},
@@ -274,7 +286,7 @@ def streams(**changes: object) -> tuple[nn.Module, nn.Module]:
 
 def clips(instants: int = 4) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(5)
-    return tuple(torch.randn(2, instants, channels, 64, 96, generator=draw) for channels in (3, 2 * STACK))
+    return tuple(120 + torch.randn(2, instants, channels, 64, 96, generator=draw) for channels in (3, 2 * STACK))
 
 
 @torch.no_grad()
@@ -306,6 +318,22 @@ def test_joining_copies():
         network.appearance.conv1.weight.zero_()
     assert appearance.conv1.weight.abs().sum() > 0
     assert torch.equal(network.motion.units["3b"].temporal.weight[:, :, 1], torch.eye(4))
+
+
+@torch.no_grad()
+def test_a_stream_joined_with_inflated_filters_begins_as_it_was():
+    changes = {**DEEP, "operator": "none", "temporal_window": 1}
+    appearance, motion = streams(**changes)
+    rgb, flow = clips()
+    for stream, clip, alone in (("appearance", rgb, appearance), ("motion", flow, motion)):
+        centre = TemporalFilters(kind="inflated", initial="centre")
+        network = join(settings(**changes, temporal=centre), appearance, motion).eval()
+        expected = alone(clip)
+        assert (getattr(network, stream)(clip) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    network = join(settings(**changes, temporal=INFLATED), appearance, motion)
+    weight = appearance.units["2b"].conv3.weight
+    assert torch.equal(network.appearance.units["2b"].conv3.weight, weight[:, :, 0] / 3 * torch.ones(3))
+    assert "2b.temporal.weight" not in " ".join(network.state_dict())
 
 
 def test_a_stream_that_does_not_fit_is_refused_at_joining():
@@ -359,6 +387,8 @@ def test_streams_of_unequal_clips_are_refused(shape):
         ({"motion": StreamNetwork(depth=18, width=4)}, "equal channels"),
         ({"motion": StreamNetwork(depth=50, width=2)}, "equal channels"),
         ({"gated": ("6b",)}, "pattern"),
+        ({"temporal": INFLATED}, "depth 50 and more"),
+        ({**DEEP, "temporal": {"kind": "inflated", "units": ("2b", "3a")}}, r"\['3a'\].*cannot be inflated"),
     ],
     ids=str,
 )

@@ -8,25 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stmul.config import StreamNetwork, TemporalFilters, unit_names
+from stmul.config import Network, StreamNetwork, TemporalFilters, unit_names
 from stmul.errors import NetworkError
 from stmul.resnet import Stream, TemporalFilter, Unit
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+MEAN = (0.5, 0.0, -0.5)
+NO_FILTERS = TemporalFilters(units=())
 
 
 def stream(depth: int = 18, width: int = 4, **changes: object) -> Stream:
     torch.manual_seed(depth)
-    sizes = {
-        "channels": 3,
-        "classes": 5,
-        "temporal": TemporalFilters(),
-        "stride_on": "3x3",
-        "pooling": "torchvision",
-        "pool": 2,
-        "temporal_window": 5,
-    }
-    return Stream(StreamNetwork(depth=depth, width=width), **{**sizes, **changes}).eval()
+    own = {name: changes.pop(name) for name in ("classes", "pool", "mean", "over_time") if name in changes}
+    sizes = {"mean": MEAN, "classes": 5, "pool": 2, **own}
+    return Stream(StreamNetwork(depth=depth, width=width), Network(**changes), **sizes).eval()
 
 
 def clips(count: int = 2, instants: int = 3, height: int = 64, width: int = 96) -> Tensor:
@@ -55,13 +50,13 @@ def test_every_depth_has_its_units_in_order(depth, units):
 )
 def test_every_depth_has_as_many_parameters_as_the_paper_says(depth, parameters):
     with torch.device("meta"):
-        made = stream(depth, width=64, classes=1000, temporal=None)
+        made = stream(depth, width=64, classes=1000, temporal=NO_FILTERS)
     assert sum(one.numel() for one in made.parameters() if one.requires_grad) == parameters
 
 
 def test_temporal_filters_add_what_the_paper_says():
     with torch.device("meta"):
-        with_filters, without = stream(50, width=64), stream(50, width=64, temporal=None)
+        with_filters, without = stream(50, width=64), stream(50, width=64, temporal=NO_FILTERS)
     counts = [sum(one.numel() for one in made.parameters()) for made in (with_filters, without)]
     assert counts[0] - counts[1] == 1_045_440
 
@@ -117,6 +112,10 @@ def test_gradients_flow_into_both_factors():
     assert m_NCHW.grad[m_NCHW > 0].abs().sum() > 0
 
 
+def identity(channels: int) -> Tensor:
+    return torch.eye(channels)[:, :, None, None]
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     clip_count=st.integers(1, 3),
@@ -126,7 +125,7 @@ def test_gradients_flow_into_both_factors():
     channels_last=st.booleans(),
 )
 def test_a_temporal_filter_is_a_convolution_over_time(clip_count, instants, channels, side, channels_last):
-    filter_ = TemporalFilter(channels, "centre")
+    filter_ = TemporalFilter(identity(channels), "centre", bias=True)
     nn.init.normal_(filter_.weight)
     nn.init.normal_(filter_.bias)
     reference = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
@@ -149,7 +148,7 @@ def test_a_temporal_filter_is_a_convolution_over_time(clip_count, instants, chan
     ("initial", "taps"), [("centre", (0, 1, 0)), ("average", (1 / 3, 1 / 3, 1 / 3)), ("difference", (-1, 3, -1))]
 )
 def test_a_temporal_filter_starts_with_its_taps_and_sees_zeros_beyond_the_clip(initial, taps):
-    filter_, x = TemporalFilter(4, initial), torch.randn(3, 4, 2, 2)
+    filter_, x = TemporalFilter(identity(4), initial, bias=True), torch.randn(3, 4, 2, 2)
     before, after = torch.cat([torch.zeros(1, 4, 2, 2), x[:-1]]), torch.cat([x[1:], torch.zeros(1, 4, 2, 2)])
     assert torch.allclose(filter_(x, 3), taps[0] * before + taps[1] * x + taps[2] * after, **CLOSE)
 
@@ -168,7 +167,7 @@ def test_filters_stand_in_unit_b_after_the_middle_relu_alone(depth):
 @torch.no_grad()
 @pytest.mark.parametrize("depth", [18, 50])
 def test_filters_that_start_as_the_centre_change_nothing(depth):
-    with_filters, without = stream(depth), stream(depth, temporal=None)
+    with_filters, without = stream(depth), stream(depth, temporal=NO_FILTERS)
     without.load_state_dict(
         {name: value for name, value in with_filters.state_dict().items() if "temporal" not in name}
     )
@@ -184,10 +183,14 @@ def test_clips_do_not_see_each_other():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("instants", "window", "windows"), [(1, 5, 1), (4, 5, 1), (5, 5, 1), (6, 5, 2), (25, 5, 21), (6, 1, 6), (3, 2, 2)]
+    ("instants", "window", "stride", "windows"),
+    [
+        *[(1, 5, 1, 1), (4, 5, 1, 1), (5, 5, 1, 1), (6, 5, 1, 2), (25, 5, 1, 21), (6, 1, 1, 6), (3, 2, 1, 2)],
+        *[(11, 5, 2, 4), (25, 5, 2, 11), (6, 5, 2, 1), (3, 5, 2, 1)],
+    ],
 )
-def test_the_maximum_over_time_slides_by_one_instant(instants, window, windows):
-    made = stream(temporal_window=window)
+def test_the_maximum_over_time_slides(instants, window, stride, windows):
+    made = stream(temporal_window=window, temporal_stride=stride)
     found = made(clips(1, instants, 32, 32))
     assert found.shape == (1, 5, windows, 1, 1)
 
@@ -222,16 +225,7 @@ def test_scores_are_raw():
 
 
 def test_dropout_stands_before_the_classifier_and_only_in_training():
-    made = Stream(
-        StreamNetwork(depth=18, width=4, dropout=0.8),
-        channels=3,
-        classes=5,
-        temporal=None,
-        stride_on="3x3",
-        pooling="torchvision",
-        pool=2,
-        temporal_window=5,
-    )
+    made = Stream(StreamNetwork(depth=18, width=4, dropout=0.8), Network(), mean=MEAN, classes=5, pool=2)
     seen = []
     made.classifier.register_forward_pre_hook(lambda module, given: seen.append((given[0] == 0).float().mean().item()))
     made(clips(8))

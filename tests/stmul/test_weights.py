@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stmul import weights
-from stmul.config import Data, Network, StreamNetwork, TemporalFilters
+from stmul.config import Data, Network, StreamNetwork
 from stmul.errors import WeightsError
 from stmul.network import single
 from stmul.resnet import Stream
@@ -42,14 +42,7 @@ def torchvision_network(depth: int, classes: int = 10) -> nn.Module:
 
 def stream(depth: int, channels: int = 3, classes: int = 10) -> Stream:
     return Stream(
-        StreamNetwork(depth=depth),
-        channels=channels,
-        classes=classes,
-        temporal=TemporalFilters(),
-        stride_on="3x3",
-        pooling="torchvision",
-        pool=7,
-        temporal_window=1,
+        StreamNetwork(depth=depth), Network(temporal_window=1), mean=[0.0] * channels, classes=classes, pool=7
     ).eval()
 
 
@@ -67,7 +60,7 @@ def test_each_frame_gets_torchvisions_scores(depth):
     state = from_torchvision(reference.state_dict(), StreamNetwork(depth=depth), channels=3)
     levels_TCHW = torch.randint(0, 256, (3, 3, 64, 96)).float()
     mean, std = (torch.tensor(one)[:, None, None] for one in (TORCHVISION_MEAN, TORCHVISION_STD))
-    found_BKTHW = loaded(stream(depth), state)((levels_TCHW - mean)[None])
+    found_BKTHW = loaded(stream(depth), state)(levels_TCHW[None])
     # torchvision averages over the whole map, here 2x3; so does our window of 7.
     expected_TK = reference((levels_TCHW / 255 - mean / 255) / std)
     assert found_BKTHW.shape == (1, 10, 3, 1, 1)
@@ -82,7 +75,8 @@ def test_motion_gets_the_mean_filter_for_each_of_its_channels():
     folded = reference.state_dict()["conv1.weight"] / (255 * torch.tensor(TORCHVISION_STD)[:, None, None])
     assert first.shape == (64, 20, 7, 7)
     assert torch.allclose(first, folded.mean(1, keepdim=True).expand(-1, 20, -1, -1))
-    flow_BTCHW = torch.randn(1, 2, 20, 64, 64) * 50
+    assert torch.equal(state["mean"], torch.full((20,), 128.0))
+    flow_BTCHW = 128 + torch.randn(1, 2, 20, 64, 64) * 50
     found = loaded(stream(18, channels=20), state)(flow_BTCHW)
     # The same filter everywhere: only the sum over channels matters.
     spread = flow_BTCHW.sum(2, keepdim=True).expand_as(flow_BTCHW) / 20
