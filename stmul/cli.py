@@ -215,18 +215,20 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
 @click.option("--classes", default=101, show_default=True, help="How many classes.")
 @known_errors
 def summary(cfg: str | None, classes: int, **options: Any) -> None:
-    """Print what the network is made of: stages, gates, temporal filters, parameters.
+    """Print what the network is made of and what it takes: units, parameters, multiply-adds, memory.
 
     \b
     stmul summary -c ucf101
+    stmul summary -c hmdb51 --classes 51 --set train.sub_batch=8
     """
     from rich.console import Console
 
     from configs import load
     from stmul.config import Config
-    from stmul.summary import summary_table
+    from stmul.summary import summary_tables
 
-    Console().print(summary_table(load(Config, cfg, gathered(**options)), classes))
+    for table in summary_tables(load(Config, cfg, gathered(**options)), classes):
+        Console().print(table, "")
 
 
 @click.command(name="configs")
