@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from tests.stmul.matconvnet_nets import Layer, Net, Param, appearance_base, fina
 __all__ = ["Layer", "Net", "Param", "appearance_base", "final", "imagenet_net", "motion_base", "write"]
 
 NEWER_FIELDS = {"dilate", "freeze", "pickTemporalCentre"}  # of a block: unknown to older MatConvNets
+NUMBERS = count()  # names for what is referred to in HDF5; they mean nothing
 
 
 class StructArray(list[dict[str, Any]]):
@@ -183,7 +185,8 @@ def _hdf5(parent: h5py.Group, name: str | None, value: Any) -> h5py.Group | h5py
     if isinstance(value, bool):
         return _marked(parent.create_dataset(name, data=np.full((1, 1), value, np.uint8)), "logical", 1)
     array = np.zeros((0, 0)) if isinstance(value, str | list) else _array(value)
-    kind = {str: "char", list: "cell"}.get(type(value), {"float32": "single"}.get(array.dtype.name, "double"))
+    kind = "single" if array.dtype == np.float32 else "double"
+    kind = "char" if isinstance(value, str) else "cell" if isinstance(value, list) else kind
     if array.size:
         return _marked(parent.create_dataset(name, data=array.T), kind)
     item = _marked(parent.create_dataset(name, data=np.array(array.shape, np.uint64)), kind)
@@ -194,9 +197,9 @@ def _hdf5(parent: h5py.Group, name: str | None, value: Any) -> h5py.Group | h5py
 def _references(parent: h5py.Group, name: str | None, parts: list[Any]) -> h5py.Dataset:
     kept = parent.file["#refs#"]
     items = []
-    for part in parts:  # whose own parts come first, and take the names before its own
+    for part in parts:
         items.append(_hdf5(kept, None, part))
-        kept[f"r{len(kept)}"] = items[-1]
+        kept[f"r{next(NUMBERS)}"] = items[-1]
     return parent.create_dataset(name, data=np.array([[item.ref] for item in items], h5py.ref_dtype))
 
 

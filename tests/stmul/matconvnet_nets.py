@@ -157,19 +157,19 @@ def imagenet_net(*, depth: int = 50, width: int = 4, classes: int = 6, seed: int
     layers = _resnet("data", 3, depth=depth, width=width, classes=classes)
     prob = Layer("prob", "dagnn.SoftMax", ("fc1000",), ("prob",), (), {})
     slope = np.linspace(-9, 9, 224)[:, None, None] + np.linspace(-5, 5, 224)[None, :, None]
-    return _finished([*layers, prob], _rgb_average(seed) + slope, seed, classes)
+    return _finished([*layers, prob], (_rgb_average(seed) + slope).astype(np.float32), seed)
 
 
 def appearance_base(*, depth: int = 50, width: int = 4, classes: int = 6, seed: int = 0) -> Net:
     """The fine-tuned appearance stream by itself; `width` is conv1's number of channels, 64 in the paper."""
-    return _finished(_appearance(depth, width, classes), _rgb_average(seed), seed, classes)
+    return _finished(_appearance(depth, width, classes), _rgb_average(seed), seed)
 
 
 def motion_base(
     *, depth: int = 50, width: int = 4, classes: int = 6, seed: int = 0, stack: int = 10, dropout: float = 0.8
 ) -> Net:
     """The fine-tuned motion stream by itself, on `stack` flow fields u, v; without dropout the layer is absent."""
-    return _finished(_motion(depth, width, classes, stack, dropout), np.full((1, 1, 2 * stack), 128.0), seed, classes)
+    return _finished(_motion(depth, width, classes, stack, dropout), np.full((1, 1, 2 * stack), 128.0), seed)
 
 
 # --- Both streams -----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def final(
     errors = [_loss("err1__spatial", "fc1000_spatial", "error", "classerror")]
     errors += [_loss("err1_temporal", "fc1000_temporal", "error", "classerror")]
     average = np.concatenate([np.full((1, 1, 2 * stack), 128.0), _rgb_average(seed)], axis=2)
-    return _finished([*layers, *times, *pools, *errors], average, seed, classes, temporal_noise)
+    return _finished([*layers, *times, *pools, *errors], average, seed, temporal_noise)
 
 
 def _suffixed(layers: list[Layer], stream: str) -> list[Layer]:
@@ -287,32 +287,32 @@ def pictures(seed: int, *shape: int) -> NDArray[np.uint8]:
 def _params(layer: Layer, seed: int, temporal_noise: float) -> list[Param]:
     """A layer's parameters, each drawn by its own name; moments wait for `_calibrated`."""
     draws = [_draws(seed, name) for name in layer.params]
+    values: tuple[NDArray[Any], ...] = ()
+    rates: tuple[tuple[float, float], ...] = ()  # learning rate and weight decay, of setLrWd.m
     if layer.type == "dagnn.BatchNorm":
         channels = layer.block["numChannels"]
         mult, bias = draws[0].uniform(0.4, 1.2, (channels, 1)), 0.3 * draws[1].normal(size=(channels, 1))
         values, rates = (mult, bias, np.tile([0.0, 1.0], (channels, 1))), ((2, 0), (1, 0), (0.05, 0))
     elif layer.type == "dagnn.ConvTime":
         size = layer.block["size"]
-        values = (temporal_noise * draws[0].normal(size=size) / (3 * size[2]) ** 0.5,)
-        values[0][0, 1] += np.eye(size[2])
-        values, rates = (*values, temporal_noise * draws[1].normal(size=(size[3], 1))), ((1, 1), (1, 1))
+        taps = temporal_noise * draws[0].normal(size=size) / (3 * size[2]) ** 0.5
+        taps[0, 1] += np.eye(size[2])
+        values, rates = (taps, temporal_noise * draws[1].normal(size=(size[3], 1))), ((1, 1), (1, 1))
     elif layer.type == "dagnn.Conv":
         size = layer.block["size"]
-        values = (draws[0].normal(size=size) * (2 / np.prod(size[:3])) ** 0.5,)
-        values += tuple(draw.normal(size=(size[3], 1)) for draw in draws[1:])
+        filters = draws[0].normal(size=size) * (2 / np.prod(size[:3])) ** 0.5
+        values = (filters, *(draw.normal(size=(size[3], 1)) for draw in draws[1:]))
         rates = ((1, 1), (2, 0))[: len(values)]
-    else:
-        return []
     return [
         Param(name, value.astype(np.float32), *rate)
         for name, value, rate in zip(layer.params, values, rates, strict=True)
     ]
 
 
-def _finished(layers: list[Layer], average: Array, seed: int, classes: int, temporal_noise: float = 0.0) -> Net:
+def _finished(layers: list[Layer], average: Array, seed: int, temporal_noise: float = 0.0) -> Net:
     params = tuple(param for layer in layers for param in _params(layer, seed, temporal_noise))
     names = dict.fromkeys(var for layer in layers for var in (*layer.inputs, *layer.outputs))
-    normalization = {"imageSize": (224, 224, average.shape[2]), "averageImage": average.astype(np.float32)}
+    normalization = {"imageSize": (224, 224, average.shape[2]), "averageImage": average}
     normalization |= {"border": (32, 32), "interpolation": "bicubic", "keepAspect": True, "cropSize": 0.875}
     classes_of_imagenet = {"name": ["n01440764", "n01443537"], "description": ["tench", "goldfish"]}
     meta = {"normalization": normalization | {"rgbVariance": np.eye(3) * 7.5}, "classes": classes_of_imagenet}
@@ -338,7 +338,7 @@ def _calibrated(net: Net, seed: int) -> Net:
         offset = draws.uniform(0.1, 0.6, channels) * draws.choice([-1, 1], channels) * np.where(alive, 1, 2)
         mean, deviation = x_CTHW.mean(axis=(1, 2, 3)), x_CTHW.std(axis=(1, 2, 3)) + 1e-9
         scale = alive * sigma / deviation
-        for name in writer[layer.inputs[0]].params:  # the last axis that is not one is Cout in all of them
+        for name in writer[layer.inputs[0]].params:  # Cout is the last axis of a filter, and the only one of a bias
             values[name] = (values[name].reshape(-1, channels) * scale).reshape(values[name].shape).astype(np.float32)
         values[layer.params[2]] = np.stack([scale * mean + offset * sigma, sigma], axis=1).astype(np.float32)
         standard = (x_CTHW - mean[:, None, None, None]) * (alive / deviation)[:, None, None, None]

@@ -46,7 +46,7 @@ def convolution(layer: Layer, inputs: list[Array], params: list[Array]) -> Array
     """y = f * x + b, a correlation (vl_nnconv.m)."""
     taps = params[0].reshape(-1, *params[0].shape[2:])
     windows = _windows(inputs[0], params[0].shape, layer.block, 0.0)
-    y_CTHW = sum(np.tensordot(tap.T, window, axes=1) for tap, window in zip(taps, windows, strict=True))
+    y_CTHW = reduce(np.add, (np.tensordot(tap.T, window, axes=1) for tap, window in zip(taps, windows, strict=True)))
     return y_CTHW + params[1].reshape(-1, 1, 1, 1) if layer.block.get("hasBias", True) else y_CTHW
 
 
@@ -66,8 +66,8 @@ def pooling(layer: Layer, inputs: list[Array], params: list[Array]) -> Array:
     size, block = layer.block["poolSize"], layer.block
     if block["method"] == "max":
         return reduce(np.maximum, _windows(inputs[0], size, block, -np.inf))
-    area = sum(_windows(np.ones((1, 1, *inputs[0].shape[2:])), size, block, 0.0))
-    return sum(_windows(inputs[0], size, block, 0.0)) / area
+    area = reduce(np.add, _windows(np.ones((1, 1, *inputs[0].shape[2:])), size, block, 0.0))
+    return reduce(np.add, _windows(inputs[0], size, block, 0.0)) / area
 
 
 def _along_time(operator: Operator, layer: Layer, inputs: list[Array], params: list[Array]) -> Array:
@@ -86,8 +86,9 @@ def convolution_in_time(layer: Layer, inputs: list[Array], params: list[Array]) 
 
 def pooling_in_time(layer: Layer, inputs: list[Array], params: list[Array]) -> Array:
     """The maximum of each window of poolSize(2) instants, of all of them where that is infinite (PoolTime.m)."""
-    length = min(layer.block["poolSize"][1], inputs[0].shape[1] if layer.block["poolSize"][1] == np.inf else np.inf)
-    return _along_time(pooling, _changed(layer, poolSize=(1, int(length))), inputs, params)
+    length = layer.block["poolSize"][1]
+    length = inputs[0].shape[1] if np.isinf(length) else length
+    return _along_time(pooling, _changed(layer, poolSize=(1, length)), inputs, params)
 
 
 def rectification(layer: Layer, inputs: list[Array], params: list[Array]) -> Array:
@@ -215,7 +216,7 @@ def _mean_scores(
 class Reading:
     """How a stored net is read; what is not said is read aright."""
 
-    operators: Mapping[str, Operator] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
     graph: Callable[[Net], Net] = lambda net: net
     frames: Callable[[Array, str], Array] = lambda frames_THWC, kind: frames_THWC
     negated: int = 2  # every so many channels of a mirrored flow change their sign, from the first: u alone
@@ -247,8 +248,8 @@ def _rectified(net: Net) -> dict[str, str]:
 
 def _stride_on_the_3x3(net: Net) -> Net:
     """Stride 2 is taken from branch2a and given to branch2b; the projection keeps its own."""
-    moved = {layer.name for layer in _of(net, "Conv") if "2a" in layer.name[4:] and layer.block["stride"] == (2, 2)}
-    moved = {name for name in moved if "branch2a" in name}
+    strided = [layer.name for layer in _of(net, "Conv") if layer.block["stride"] == (2, 2)]
+    moved = [name for name in strided if "branch2a" in name]
     strides = dict.fromkeys(moved, (1, 1)) | {name.replace("branch2a", "branch2b"): (2, 2) for name in moved}
     layers = (_changed(layer, stride=strides[layer.name]) if layer.name in strides else layer for layer in net.layers)
     return replace(net, layers=tuple(layers))
@@ -329,6 +330,7 @@ def _whole_clip(layer: Layer, inputs: list[Array], params: list[Array]) -> Array
 READINGS = {
     "": Reading(),
     "sigma as variance": Reading(operators={"dagnn.BatchNorm": _sigma_as_variance}),
+    # Less than a float32 would show, but for dead channels, whose sigma squared is epsilon: there it is the root of 2.
     "epsilon twice": Reading(operators={"dagnn.BatchNorm": _epsilon_twice}),
     "stride on the 3x3": Reading(graph=_stride_on_the_3x3),
     "maximum padded by one on all sides": Reading(operators={"dagnn.Pooling": _padded_pooling}),
