@@ -32,10 +32,12 @@ class TwoStream(nn.Module):
     `class_names` are empty where nobody has told them.
     """
 
+    settings: Network
     class_names: tuple[str, ...] = ()
 
     def __init__(self, settings: Network, *, stack: int, classes: int, pool: int) -> None:
         super().__init__()
+        self.settings = settings
         self.appearance = _stream(settings, "appearance", stack=stack, classes=classes, pool=pool, over_time=True)
         self.motion = _stream(settings, "motion", stack=stack, classes=classes, pool=pool, over_time=True)
         self.operator = settings.operator

@@ -173,6 +173,7 @@ class Stream(nn.Module):
     """
 
     mean: Tensor
+    settings: Network
     class_names: tuple[str, ...] = ()  # empty where nobody has told them
 
     def __init__(
@@ -186,6 +187,7 @@ class Stream(nn.Module):
         over_time: bool = True,
     ) -> None:
         super().__init__()
+        self.own, self.settings = settings, shared
         self.channels, self.classes, self.pool = len(mean), classes, pool
         self.temporal_window = shared.temporal_window if over_time else 1
         self.temporal_stride = shared.temporal_stride if over_time else 1

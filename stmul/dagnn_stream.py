@@ -1,0 +1,388 @@
+"""One stream of a DagNN, read from its classifier back to its input.
+
+Only the way layers are joined decides what a layer is; names find parameters and nothing else. Whatever `Stream` would
+compute otherwise is refused. Sources of the layers' meaning: vl_nnconv.m, vl_nnpool.m, vl_nnbnorm.m and
+matlab/+dagnn in matconvnet; ConvTime.m, PoolTime.m and Mul.m in feichtenhofer/matconvnet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stmul.config import STRIDED, UNITS, unit_names
+from stmul.dagnn import Graph, Layer
+from stmul.errors import WeightsError
+
+State = dict[str, Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Walk:
+    """A way through a graph, against its arrows; what it has passed is remembered."""
+
+    graph: Graph
+    passed: set[str] = field(default_factory=set)  # layers
+    taken: dict[str, str] = field(default_factory=dict)  # parameter -> the layer that has it
+
+    def peek(self, variable: str) -> Layer | None:
+        """The layer that makes a variable; none makes an input of the net."""
+        makers = [layer for layer in self.graph.layers if variable in layer.outputs]
+        if len(makers) > 1:
+            named = " and ".join(layer.name for layer in makers)
+            raise self.wrong(f"variable {variable} is made by layers {named}, expected one of them")
+        return makers[0] if makers else None
+
+    def back(self, variable: str, *types: str) -> Layer:
+        """The layer of one of `types` that makes a variable, passed by."""
+        layer = self.peek(variable)
+        if layer is None or layer.type not in types:
+            found = "none" if layer is None else str(layer)
+            raise self.wrong(f"variable {variable} is made by {found}, expected a layer of {' or '.join(types)}")
+        if not layer.inputs:
+            raise self.wrong(f"{layer} has no input")
+        if layer.name in self.passed and layer.type != "ReLU":  # the one thing that several layers read
+            raise self.wrong(f"{layer} is met twice: layers in a circle, or shared by two streams")
+        self.passed.add(layer.name)
+        return layer
+
+    def take(self, layer: Layer, position: int, shape: Sequence[int]) -> Tensor:
+        """A parameter of a layer; -1 in `shape` stands for whatever length fits. Dropped dimensions of 1 come back."""
+        if position >= len(layer.params):
+            raise self.wrong(f"{layer} has {len(layer.params)} parameters, expected at least {position + 1}")
+        name = layer.params[position]
+        if name not in self.graph.params:
+            raise self.wrong(f"{layer}: parameter {name} is missing")
+        if self.taken.setdefault(name, layer.name) != layer.name:
+            raise self.wrong(f"parameter {name} is shared by layers {self.taken[name]} and {layer.name}")
+        value = self.graph.params[name]
+        known = int(np.prod([side for side in shape if side > 0]))
+        full = tuple(value.size // known if side < 0 else side for side in shape)
+        if tuple(side for side in full if side > 1) != tuple(side for side in value.shape if side > 1):
+            said = " x ".join("any" if side < 0 else str(side) for side in shape)
+            raise self.wrong(f"{layer}: parameter {name} has shape {list(value.shape)}, expected {said}")
+        return torch.from_numpy(np.ascontiguousarray(value.reshape(full)))
+
+    def wrong(self, what: str) -> WeightsError:
+        return WeightsError(f"{self.graph.where}: {what}")
+
+    def must(self, true: bool, layer: Layer, found: str, expected: str) -> None:
+        if not true:
+            raise self.wrong(f"{layer} has {found}, expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """What the residual branch of a unit reads in place of its own activation."""
+
+    operator: str  # "multiply" or "add"
+    other: str  # the other stream's activation, a variable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoundUnit:
+    """A residual unit."""
+
+    state: State  # names as in `resnet.Unit`
+    strides: tuple[int, int]  # of its first and of its middle convolution
+    projected: bool
+    over_time: str  # "", "injected" or "inflated"
+    entering: str  # the activation it starts from, a variable
+    gate: Gate | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoundStream:
+    """A whole stream."""
+
+    input: str  # variable
+    state: State  # names as in `resnet.Stream`, without the mean
+    units: Mapping[str, FoundUnit]
+    depth: int
+    dropout: float
+    stride_on: str
+    pooling: str
+    pool: int
+    temporal_window: int
+    temporal_stride: int
+
+    @property
+    def channels(self) -> int:
+        return self.state["conv1.weight"].shape[1]
+
+    @property
+    def width(self) -> int:
+        return len(self.state["conv1.weight"])
+
+    @property
+    def classes(self) -> int:
+        return len(self.state["classifier.weight"])
+
+
+def read_stream(walk: Walk, scores: str) -> FoundStream:
+    """The stream whose classifier makes the variable `scores`. Raises WeightsError where it is another network."""
+    state, dropout, pooled = _classifier(walk, scores)
+    pool, window, temporal_stride, activation = _averages(walk, pooled)
+    found: list[FoundUnit] = []
+    while (maker := walk.peek(activation)) is not None and maker.type == "ReLU":
+        found.append(_unit(walk, walk.back(activation, "ReLU")))
+        _no_leak(walk, maker)
+        activation = found[-1].entering
+    pooling, first, variable = _stem(walk, activation)
+    named = _named(walk, found[::-1])
+    for name, unit in named.items():
+        state |= {f"units.{name}.{key}": value for key, value in unit.state.items()}
+    return FoundStream(
+        input=variable,
+        state=state | first,
+        units=named,
+        depth=next(depth for depth in UNITS if depth >= 50 and unit_names(depth) == tuple(named)),
+        dropout=dropout,
+        stride_on=_stride_on(walk, named),
+        pooling=pooling,
+        pool=pool,
+        temporal_window=window,
+        temporal_stride=temporal_stride,
+    )
+
+
+def _classifier(walk: Walk, scores: str) -> tuple[State, float, str]:
+    layer = walk.back(scores, "Conv")
+    bias = walk.take(layer, 1, [-1])
+    state = {"classifier.weight": _filters(walk, layer, 1, len(bias), strides=(1,)), "classifier.bias": bias}
+    dropout, variable = 0.0, layer.inputs[0]
+    while (maker := walk.peek(variable)) is not None and maker.type == "DropOut":
+        dropout = max(dropout, maker.numbers("rate", [0.5], 1)[0])
+        variable = walk.back(variable, "DropOut").inputs[0]
+    return state, dropout, variable
+
+
+def _averages(walk: Walk, variable: str) -> tuple[int, int, int, str]:
+    """Window of the average over space; window and stride of the maximum over time before it; what that one reads."""
+    layer = walk.back(variable, "Pooling")
+    tall, wide = _pool(walk, layer, "avg")
+    walk.must(tall == wide and _strides(layer) == (1, 1), layer, f"a window of {tall} x {wide}", "a square, stride 1")
+    walk.must(not any(_pads(layer)), layer, f"padding {_pads(layer)}", "none")
+    variable = layer.inputs[0]
+    if (maker := walk.peek(variable)) is None or maker.type != "PoolTime":
+        return tall, 1, 1, variable
+    layer = walk.back(variable, "PoolTime")
+    one, window = _pool(walk, layer, "max")
+    across, stride = _strides(layer)
+    walk.must(one == 1 == across, layer, f"a window of {one} positions, stride {across}", "time alone")
+    walk.must(not any(_pads(layer)), layer, f"padding {_pads(layer)}", "none")
+    return tall, window, stride, layer.inputs[0]
+
+
+def _unit(walk: Walk, relu: Layer) -> FoundUnit:
+    """The unit whose sum `relu` reads."""
+    total = walk.back(relu.inputs[0], "Sum")
+    centre = total.numbers("pickTemporalCentre", [0], 1)[0]
+    walk.must(not centre, total, "pickTemporalCentre", "a plain sum")
+    ends = [variable for variable in total.inputs if _ends_a_branch(walk, variable)]
+    walk.must(len(total.inputs) == 2 and len(ends) == 1, total, f"inputs {', '.join(total.inputs)}", "shortcut, branch")
+    (shortcut,) = (variable for variable in total.inputs if variable != ends[0])
+    state, strides, over_time, inner = _branch(walk, ends[0])
+    projected = (maker := walk.peek(shortcut)) is not None and maker.type == "BatchNorm"
+    entering = shortcut
+    if projected:
+        normal, variable, out = _normal(walk, shortcut, "project_norm")
+        layer = walk.back(variable, "Conv")
+        both = strides[0] * strides[1]
+        state |= _folded(walk, layer, normal, "project_norm", out)
+        state["project.weight"] = _filters(walk, layer, 1, out, strides=(both,))
+        entering = layer.inputs[0]
+    gate = None if inner == entering else _gate(walk, inner, entering)
+    return FoundUnit(
+        state=state, strides=strides, projected=projected, over_time=over_time, entering=entering, gate=gate
+    )
+
+
+def _ends_a_branch(walk: Walk, variable: str) -> bool:
+    """Whether a variable is the normalised end of several convolutions, rather than an activation or its projection."""
+    normal = walk.peek(variable)
+    if normal is None or normal.type != "BatchNorm":
+        return False
+    layer = walk.peek(normal.inputs[0])
+    before = walk.peek(layer.inputs[0]) if layer is not None and layer.inputs else None
+    if before is None or before.type != "ReLU":
+        return before is not None and before.type == "ConvTime"
+    inside = walk.peek(before.inputs[0])
+    return inside is not None and inside.type == "BatchNorm"
+
+
+def _branch(walk: Walk, end: str) -> tuple[State, tuple[int, int], str, str]:
+    """The residual branch: its state, two strides, what looks along time in it, and what it reads."""
+    state: State = {}
+    variable, _, inflated_last = _convolved(walk, end, state, 3, kernel=1, strides=(1,))
+    injected = (maker := walk.peek(variable)) is not None and maker.type == "ConvTime"
+    if injected:
+        layer = walk.back(variable, "ConvTime")
+        bias = walk.take(layer, 1, [-1])
+        state |= {"temporal.weight": _time_filters(walk, layer, len(bias)), "temporal.bias": bias}
+        variable = layer.inputs[0]
+    variable, middle, _ = _convolved(walk, _relu(walk, variable), state, 2, kernel=3, strides=(1, 2))
+    variable, first, inflated_first = _convolved(walk, _relu(walk, variable), state, 1, kernel=1, strides=(1, 2))
+    if inflated_first != inflated_last or (inflated_first and injected):
+        raise walk.wrong(f"the branch that makes {end} filters over time in a way no network here does")
+    return state, (first, middle), "injected" if injected else "inflated" if inflated_first else "", variable
+
+
+def _convolved(
+    walk: Walk, variable: str, state: State, number: int, *, kernel: int, strides: tuple[int, ...]
+) -> tuple[str, int, bool]:
+    """A convolution and its normalisation, into `state`: what it reads, its stride, whether it looks along time."""
+    normal, variable, out = _normal(walk, variable, f"norm{number}")
+    layer = walk.back(variable, "Conv", "ConvTime") if kernel == 1 else walk.back(variable, "Conv")
+    over_time = layer.type == "ConvTime"
+    state |= _folded(walk, layer, normal, f"norm{number}", out)
+    state[f"conv{number}.weight"] = (
+        _time_filters(walk, layer, out) if over_time else _filters(walk, layer, kernel, out, strides=strides)
+    )
+    return layer.inputs[0], 1 if over_time else _strides(layer)[0], over_time
+
+
+def _gate(walk: Walk, inner: str, entering: str) -> Gate:
+    """What joins the other stream: a product, or a sum, of this stream's sum before its ReLU and the other's after."""
+    layer = walk.back(inner, "Mul", "Sum")
+    own = walk.back(entering, "ReLU").inputs[0]
+    others = [variable for variable in layer.inputs if variable != own]
+    walk.must(len(layer.inputs) == 2 and len(others) == 1, layer, f"inputs {', '.join(layer.inputs)}", f"{own} and one")
+    maker = walk.peek(others[0])
+    walk.must(
+        maker is not None and maker.type == "ReLU", layer, f"input {others[0]}", "the other stream's ReLU as its factor"
+    )
+    return Gate(operator="multiply" if layer.type == "Mul" else "add", other=others[0])
+
+
+def _stem(walk: Walk, variable: str) -> tuple[str, State, str]:
+    """Padding of the first maximum, the state of what comes before it, and the stream's input."""
+    layer = walk.back(variable, "Pooling")
+    window, pads = _pool(walk, layer, "max"), _pads(layer)
+    kinds: dict[tuple[int, ...], str] = {(0, 1, 0, 1): "caffe", (1, 1, 1, 1): "torchvision"}
+    walk.must(
+        window == (3, 3) and _strides(layer) == (2, 2) and pads in kinds,
+        layer,
+        f"window {window}, stride {_strides(layer)}, padding {pads}",
+        "window 3, stride 2, padding 0 1 0 1 or 1 1 1 1",
+    )
+    normal, variable, out = _normal(walk, _relu(walk, layer.inputs[0]), "norm1")
+    first = walk.back(variable, "Conv")
+    state = normal | {"conv1.weight": _filters(walk, first, 7, out, strides=(2,)), "conv1.bias": torch.zeros(out)}
+    if _has_bias(walk, first):
+        state["conv1.bias"] = walk.take(first, 1, [out])
+    source = walk.peek(first.inputs[0])
+    walk.must(source is None, first, f"its input from {source}", "an input of the net")
+    return kinds[pads], state, first.inputs[0]
+
+
+def _named(walk: Walk, units: Sequence[FoundUnit]) -> dict[str, FoundUnit]:
+    """Units by name: a projection begins a stage."""
+    stages: list[int] = []
+    for unit in units:
+        if unit.projected or not stages:
+            stages.append(0)
+        stages[-1] += 1
+    if tuple(stages) not in [UNITS[depth] for depth in (50, 101, 152)]:
+        known = ", ".join(f"{UNITS[depth]} (ResNet-{depth})" for depth in (50, 101, 152))
+        raise walk.wrong(f"stages of {tuple(stages)} bottleneck units, expected one of {known}")
+    depth = next(depth for depth in (50, 101, 152) if UNITS[depth] == tuple(stages))
+    return dict(zip(unit_names(depth), units, strict=True))
+
+
+def _stride_on(walk: Walk, units: Mapping[str, FoundUnit]) -> str:
+    found = {name: unit.strides for name, unit in units.items()}
+    for kind, strides in {"1x1": (2, 1), "3x3": (1, 2)}.items():
+        if all(pair == (strides if name in STRIDED else (1, 1)) for name, pair in found.items()):
+            return kind
+    odd = ", ".join(f"{name} {pair}" for name, pair in found.items() if pair != (1, 1))
+    raise walk.wrong(f"strides of the first and middle convolutions: {odd}; expected 2 in one of them, in 3a, 4a, 5a")
+
+
+# Layers
+
+
+def _normal(walk: Walk, variable: str, name: str) -> tuple[State, str, int]:
+    """A normalisation's state, what it reads, and its channels."""
+    layer = walk.back(variable, "BatchNorm")
+    scale = walk.take(layer, 0, [-1])
+    moments = walk.take(layer, 2, [len(scale), 2])
+    walk.must(bool((moments[:, 1] > 0).all()), layer, "a sigma that is not positive", "moments [mean, sigma]")
+    state = {
+        f"{name}.weight": scale,
+        f"{name}.bias": walk.take(layer, 1, [len(scale)]),
+        f"{name}.running_mean": moments[:, 0].clone(),
+        f"{name}.running_sigma": moments[:, 1].clone(),
+    }
+    return state, layer.inputs[0], len(scale)
+
+
+def _folded(walk: Walk, layer: Layer, normal: State, name: str, out: int) -> State:
+    """The normalisation's state with the bias of the convolution before it in its mean, where that one has a bias."""
+    if not _has_bias(walk, layer):
+        return normal
+    return normal | {f"{name}.running_mean": normal[f"{name}.running_mean"] - walk.take(layer, 1, [out])}
+
+
+def _has_bias(walk: Walk, layer: Layer) -> bool:
+    walk.must(len(layer.params) in (1, 2), layer, f"{len(layer.params)} parameters", "filters, and a bias or none")
+    return len(layer.params) == 2
+
+
+def _filters(walk: Walk, layer: Layer, kernel: int, out: int, *, strides: tuple[int, ...]) -> Tensor:
+    """Filters (Cout, Cin, k, k) of a convolution that keeps the size but for its stride."""
+    side, pads = kernel // 2, _pads(layer)
+    walk.must(pads == (side,) * 4, layer, f"padding {pads}", f"{side} on every side")
+    down, across = _strides(layer)
+    said = " or ".join(map(str, strides))
+    walk.must(down == across and down in strides, layer, f"stride {down} x {across}", said)
+    _undilated(walk, layer)
+    return walk.take(layer, 0, [kernel, kernel, -1, out]).permute(3, 2, 0, 1).contiguous()
+
+
+def _time_filters(walk: Walk, layer: Layer, out: int) -> Tensor:
+    """Filters (Cout, Cin, 3) over the instants t-1, t, t+1."""
+    pads = _pads(layer)
+    walk.must(pads == (0, 0, 1, 1), layer, f"padding {pads}", "0 0 1 1: one instant before and after the clip")
+    walk.must(_strides(layer) == (1, 1), layer, f"stride {_strides(layer)}", "1")
+    _undilated(walk, layer)
+    return walk.take(layer, 0, [1, 3, -1, out])[0].permute(2, 1, 0).contiguous()
+
+
+def _relu(walk: Walk, variable: str) -> str:
+    layer = walk.back(variable, "ReLU")
+    _no_leak(walk, layer)
+    return layer.inputs[0]
+
+
+def _no_leak(walk: Walk, layer: Layer) -> None:
+    leak = layer.numbers("leak", [0], 1)[0]
+    walk.must(leak == 0, layer, f"leak {leak:g}", "0")
+
+
+def _undilated(walk: Walk, layer: Layer) -> None:
+    dilate = layer.numbers("dilate", [1], 1)
+    walk.must(set(dilate) == {1.0}, layer, f"dilate {dilate}", "1")
+
+
+def _pool(walk: Walk, layer: Layer, method: str) -> tuple[int, int]:
+    walk.must(layer.text("method", "max") == method, layer, f"method {layer.text('method', 'max')}", method)
+    sides = layer.numbers("poolSize", [1, 1], 2)
+    walk.must(len(sides) == 2 and all(map(math.isfinite, sides)), layer, f"poolSize {sides}", "two numbers")
+    return int(sides[0]), int(sides[1])
+
+
+def _strides(layer: Layer) -> tuple[int, int]:
+    down, across = layer.numbers("stride", [1, 1], 2)[:2]
+    return int(down), int(across)
+
+
+def _pads(layer: Layer) -> tuple[int, ...]:
+    """Top, bottom, left, right."""
+    pads = tuple(int(one) for one in layer.numbers("pad", [0] * 4, 4))
+    return (pads[0], pads[0], pads[1], pads[1]) if len(pads) == 2 else pads
