@@ -12,7 +12,8 @@ COMMANDS = {
     "train": ("stmul.cli:train", "Train the network on shards, stage by stage."),
     "test": ("stmul.cli:test", "Score a trained network on the test clips."),
     "report": ("stmul.cli:report", "Write a run's report: one HTML page."),
-    "summary": ("stmul.cli:summary", "Print the network's stages and parameters."),
+    "summary": ("stmul.cli:summary", "Print the network's parameters, multiply-adds and memory."),
+    "import-matconvnet": ("stmul.cli:import_matconvnet", "Turn the authors' networks into ones of ours."),
     "configs": ("stmul.cli:configurations", "List the shipped configurations, or print one in full."),
 }
 

@@ -114,11 +114,13 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
 
     from stmul.display import training_display
     from stmul.logs import run_log, stop_requests
-    from stmul.stages import choose_device, find_start, open_run, train_stages
+    from stmul.stages import choose_device, open_run, train_stages
+    from stmul.start import find_start, settled
 
     config = _on(config, split.location)
     device = choose_device(config.experiment)
     start = find_start(config, split)
+    config = settled(config, start)
     run, goes_on = open_run(config, split, start, name=name, fresh=fresh)
     click.echo(f"start     {start.words}")
     click.echo(f"run       {run.folder}{' (goes on where it was stopped)' if goes_on else ''}, on {device}")
@@ -146,23 +148,26 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     from rich.console import Console
 
     from configs import dump
+    from stmul.arithmetic import as_possible
     from stmul.display import counting, results_table
     from stmul.evaluate import evaluate
     from stmul.results import write_results
     from stmul.run_report import report_of_run
     from stmul.runs import write_text
-    from stmul.stages import choose_device, load_networks
+    from stmul.stages import choose_device, load_networks, must_be_unseen
 
     run, config = _run_and_settings(cfg, gathered(**options))
     console = Console()
     with _opened(config) as split:
         if part not in split.manifest.parts:
             raise SettingsError(f"--part {part}: expected one of {', '.join(split.manifest.parts)}")
+        must_be_unseen(run.about(), split, other_split=config.experiment.other_split)
         device = choose_device(config.experiment)
+        config = as_possible(config, "evaluate", device, click.echo)
         networks, epoch = load_networks(
             run, config, split.manifest.classes, epoch=config.experiment.pre_trained_epoch, device=device
         )
-        click.echo(f"run       {run.folder}, epoch {epoch}, on {device}")
+        click.echo(f"run       {run.folder}, {run.about().network or f'epoch {epoch}'}, on {device}")
         click.echo(f"shards    {split.location}, {part}: {split.manifest.parts[part].records} clips")
         with counting(console, "clips") as watch:
             results = evaluate(networks, split, config, part=part, device=device, run=run.id, epoch=epoch, watch=watch)
@@ -201,13 +206,83 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
     from configs import load
     from stmul.config import Config
     from stmul.runs import find_run
+    from stmul.start import is_network_file
 
     asked = load(Config, cfg, changes)
+    if is_network_file(asked.experiment.pre_trained_id):
+        return _network_file(asked, Path(asked.experiment.pre_trained_id))
     run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
     config = load(Config, cfg or run.folder / "config.yaml", changes)
     if not config.data.shards:
         config = _on(config, run.about().shards)
     return run, config
+
+
+def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
+    """A run of its own for a network that was not trained here, and the settings to test it with."""
+    from stmul.runs import About, Run
+    from stmul.start import load_joint
+
+    network, origin = load_joint(path)
+    with _opened(config) as split:
+        data = config.data.model_copy(update={"shards": split.location, "stack": network.motion.channels // 2})
+        config = config.model_copy(update={"network": network.settings, "data": data})
+        about = About(
+            shards=split.location,
+            dataset=origin.dataset,
+            split=origin.split,
+            classes=network.class_names or split.manifest.classes,
+            digest=split.manifest.parts["train"].digest if "train" in split.manifest.parts else "",
+            settings={},
+            start=origin.source,
+            network=str(path),
+            done=True,
+        )
+    if not origin.dataset or not origin.split:
+        click.echo(f"note      {path} was trained on {origin.trained_on}: it may have seen the clips tested here")
+    if not network.class_names:
+        click.echo(f"note      {path} names no classes: its scores are taken in the order of the shards' classes")
+    run = Run(Path(config.experiment.folder) / path.stem)
+    run.describe(about, config)
+    return run, config
+
+
+@click.command(name="import-matconvnet")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder, or a .safetensors file.")
+@click.option("--dataset", help="What the networks were trained on; default: as the file's name says.")
+@click.option("--split", type=click.IntRange(min=1), help="Which split of it; default: as the file's name says.")
+@click.option("--shards", help="Shards of it: their data set, split and classes' names.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@known_errors
+def import_matconvnet(
+    files: tuple[Path, ...], out: Path, dataset: str | None, split: int | None, shards: str | None, overwrite: bool
+) -> None:
+    """Turn the authors' MatConvNet FILES into networks for stmul: final networks, base networks, ImageNet networks.
+
+    Two base networks and one OUT file: they are joined as the authors join them. All files are read before one is
+    written.
+
+    \b
+    stmul import-matconvnet ST-MulNet-img50-flow50-final.mat -o official.safetensors --dataset ucf101 --split 1
+    stmul import-matconvnet ucf101-img-resnet50-split1-dr0.mat ucf101-resnet50-split1-dr0.8.mat \\
+        -o experiment/base_pretrained_nets
+    """
+    from stmul.importing import imported, written
+    from stmul.snapshot import Origin
+
+    told = Origin(dataset=dataset or "", split=split or 0)
+    class_names: tuple[str, ...] = ()
+    if shards is not None:
+        from shards.split import open_split
+
+        with open_split(shards) as opened:
+            manifest = opened.manifest
+            told = Origin(dataset=dataset or manifest.dataset, split=split or manifest.split)
+            class_names = manifest.classes
+    for network in imported(files, out, told=told, class_names=class_names, overwrite=overwrite):
+        for line in written(network):
+            click.echo(line)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from configs import Settings
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Precision = Literal["float32", "bfloat16"]  # of convolutions; weights, statistics, scores and losses are float32
 Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]{1,2}$")]  # a residual unit by its name in the papers: 2b, 3b, ...
 FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
@@ -136,8 +137,8 @@ class Train(Settings):
 
     seed: NonNegativeInt = 1
     stages: Literal["auto", "scratch", "imagenet", "base", "joint"] = "auto"
-    base: str = "experiment/base_pretrained_nets"  # base networks, as <data set>-<stream>*.pt or .safetensors
-    imagenet: str = ""  # torchvision state dict for both streams; empty: torchvision's download, if reachable
+    base: str = "experiment/base_pretrained_nets"  # folder of base networks: .safetensors, .pt, or the authors' .mat
+    imagenet: str = ""  # file, or folder with one for each depth; empty: torchvision's download, if reachable
     batch: PositiveInt = 128  # clips of one update
     sub_batch: PositiveInt = 4  # clips that share BatchNorm statistics, and a stride
     groups: NonNegativeInt = 0  # sub-batches in one forward; 0: as many as the memory holds
@@ -146,6 +147,8 @@ class Train(Settings):
     moments_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05  # of BatchNorm's running moments
     clip_norm: NonNegativeFloat = 0.0  # largest gradient norm; 0: unbounded
     keep: PositiveInt = 2  # checkpoints of each stage, the last ones
+    precision: Precision = "float32"
+    compile: bool = False  # the network, where there is a compiler; takes minutes before the first step
     appearance: Recipe = Recipe(epochs=60, rates=(1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4), crops="border")
     motion: Recipe = Recipe(epochs=400, rates=(1e-2, 1e-3, 1e-4, 1e-5), crops="multiscale")
     joint: Recipe = Recipe(epochs=25, rates=(1e-3, 1e-3, 1e-4, 1e-5, 1e-6))
@@ -163,6 +166,8 @@ class Evaluate(Settings):
     protocol: Literal["dense", "centre"] = "dense"  # dense: whole frames, fully convolutional; centre: one crop
     frames: PositiveInt = 25  # instants spread evenly over the video
     mirror: bool = True  # also the mirror image
+    precision: Precision = "float32"
+    compile: bool = False  # pays for itself in a whole split
 
 
 class Experiment(Settings):
@@ -172,8 +177,9 @@ class Experiment(Settings):
     folder: str = "experiment"
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     gpu_id: NonNegativeInt = 0
-    pre_trained_id: str = ""  # a run's id, to start from or to test
+    pre_trained_id: str = ""  # a run's id, or a file with a network, to start from or to test
     pre_trained_epoch: NonNegativeInt = 0  # 0: its last
+    other_split: bool = False  # also networks of another split or data set: they may have seen the clips tested here
 
 
 class Config(Settings):

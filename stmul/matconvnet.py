@@ -7,6 +7,7 @@ what `TwoStream` would compute otherwise is refused. Nothing in a file is run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,10 @@ def load_network(path: str | Path) -> TwoStream:
     It carries its means, and its classes' names where the file has them. Raises WeightsError naming the layer or the
     parameter where the file holds something else.
     """
-    walk = Walk(read_graph(Path(path)))
-    found = [read_stream(walk, scores) for scores in _scores(walk)]
-    _all_used(walk)
-    if len(found) != 2 or sum(stream.channels == RGB_CHANNELS for stream in found) != 1:
-        channels = " and ".join(str(stream.channels) for stream in found)
-        raise walk.wrong(f"{len(found)} streams of {channels} channels, expected one of 3 (RGB) and one of flow")
-    appearance, motion = sorted(found, key=lambda stream: stream.channels != RGB_CHANNELS)
-    settings = _joint_settings(walk, appearance, motion)
-    network = TwoStream(settings, stack=motion.channels // 2, classes=appearance.classes, pool=appearance.pool)
-    levels = _average_image(walk.graph, motion.channels + RGB_CHANNELS)
-    for name, stream, mean in (
-        ("appearance", appearance, levels[motion.channels :]),
-        ("motion", motion, levels[: motion.channels]),
-    ):
-        _fill(walk, getattr(network, name), stream, mean)
-    network.class_names = _class_names(walk.graph, appearance.classes)
-    return network.eval()
+    network = load_either(path)
+    if isinstance(network, Stream):
+        raise WeightsError(f"{path}: one stream, expected two joined; a base network is for load_stream and from_base")
+    return network
 
 
 def load_stream(path: str | Path) -> Stream:
@@ -57,12 +45,39 @@ def load_stream(path: str | Path) -> Stream:
 
     Raises WeightsError as `load_network`.
     """
+    network = load_either(path)
+    if isinstance(network, TwoStream):
+        raise WeightsError(f"{path}: two streams joined, expected one; a final network is for load_network")
+    return network
+
+
+def load_either(path: str | Path) -> TwoStream | Stream:
+    """The network in a file: a stream alone where there is one classifier, two joined where there are two."""
     walk = Walk(read_graph(Path(path)))
-    scores = _scores(walk)
-    if len(scores) != 1:
-        raise walk.wrong(f"{len(scores)} streams ({', '.join(scores)}), expected one; a final net is for load_network")
-    found = read_stream(walk, scores[0])
-    _all_used(walk)
+    found = [read_stream(walk, scores) for scores in _scores(walk)]
+    left = [str(layer) for layer in walk.graph.layers if layer.name not in walk.passed]
+    left += [f"parameter {name}" for name in walk.graph.params if name not in walk.taken]
+    if left:
+        raise walk.wrong(f"nothing here uses {first(left)}; another network, or a file of several")
+    network = _alone(walk, found[0]) if len(found) == 1 else _joined(walk, found)
+    network.class_names = _class_names(walk.graph, found[0].classes)
+    return network.eval()
+
+
+def _joined(walk: Walk, found: Sequence[FoundStream]) -> TwoStream:
+    if len(found) != 2 or sum(stream.channels == RGB_CHANNELS for stream in found) != 1:
+        channels = " and ".join(str(stream.channels) for stream in found)
+        raise walk.wrong(f"{len(found)} streams of {channels} channels, expected one of 3 (RGB) and one of flow")
+    appearance, motion = sorted(found, key=lambda stream: stream.channels != RGB_CHANNELS)
+    settings = _joint_settings(walk, appearance, motion)
+    network = TwoStream(settings, stack=motion.channels // 2, classes=appearance.classes, pool=appearance.pool)
+    levels = _average_image(walk.graph, motion.channels + RGB_CHANNELS)  # flow first
+    _fill(walk, network.appearance, appearance, levels[motion.channels :])
+    _fill(walk, network.motion, motion, levels[: motion.channels])
+    return network
+
+
+def _alone(walk: Walk, found: FoundStream) -> Stream:
     if over_time := [name for name, unit in found.units.items() if unit.over_time]:
         raise walk.wrong(f"a stream alone with filters over time in {', '.join(over_time)}, expected none")
     if found.temporal_window > 1:
@@ -72,8 +87,7 @@ def load_stream(path: str | Path) -> Stream:
     mean = _average_image(walk.graph, found.channels)
     stream = Stream(own, settings, mean=mean.tolist(), classes=found.classes, pool=found.pool, over_time=False)
     _fill(walk, stream, found, mean)
-    stream.class_names = _class_names(walk.graph, found.classes)
-    return stream.eval()
+    return stream
 
 
 def from_base(appearance_path: str | Path, motion_path: str | Path, **changes: Any) -> TwoStream:
@@ -135,13 +149,6 @@ def _scores(walk: Walk) -> list[str]:
     read = {name for layer in layers for name in layer.inputs}
     last = [name for layer in layers for name in layer.outputs if name not in read]
     return list(dict.fromkeys(layer.inputs[0] for layer in ends)) or last
-
-
-def _all_used(walk: Walk) -> None:
-    left = [str(layer) for layer in walk.graph.layers if layer.name not in walk.passed]
-    left += [f"parameter {name}" for name in walk.graph.params if name not in walk.taken]
-    if left:
-        raise walk.wrong(f"nothing here uses {first(left)}; another network, or a file of several")
 
 
 def _fill(walk: Walk, stream: Stream, found: FoundStream, mean: NDArray[np.float64]) -> None:

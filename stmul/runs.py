@@ -30,6 +30,7 @@ class About:
     digest: str  # of the training part
     settings: Mapping[str, Any]  # resolved, without what does not change the result
     start: str = ""  # what the stages start from, in words
+    network: str = ""  # the file of a network that was not trained here
     done: bool = False
 
 
@@ -128,3 +129,13 @@ def unfinished(folder: Path, about: About) -> Run | None:
             if not known.done and (known.digest, known.settings) == (about.digest, about.settings):
                 return run
     return None
+
+
+def checkpoint_path(run: Run, stage: str, epoch: int) -> Path:
+    """The checkpoint of `stage` after `epoch`, or the last one for 0. Raises RunError listing what there is."""
+    known = run.checkpoints(stage)
+    if not known:
+        raise RunError(f"{run.folder}: no checkpoint of stage {stage}; its training has not completed an epoch")
+    if epoch and epoch not in known:
+        raise RunError(f"{run.folder}: no checkpoint of epoch {epoch} (kept: {', '.join(map(str, known))})")
+    return known[epoch or max(known)]

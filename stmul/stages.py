@@ -1,9 +1,9 @@
-"""The stages of a training, what each starts from, and running them: the streams alone first, then both joined."""
+"""The stages of a training and running them: the streams alone first, then both joined; loading what came of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,20 @@ from torch import Tensor, nn
 
 from configs import SettingsError
 from shards.split import Split
+from stmul.arithmetic import as_possible
+from stmul.bases import STREAMS
 from stmul.checkpoint import load, restore
 from stmul.config import Config, Experiment
-from stmul.errors import RunError, TrainingError, WeightsError
+from stmul.errors import RunError, TrainingError
 from stmul.evaluate import Networks
 from stmul.network import TwoStream, join, single
 from stmul.resnet import Stream
-from stmul.runs import STAGES, About, Run, find_run, new_run, unfinished
+from stmul.runs import STAGES, About, Run, checkpoint_path, new_run, unfinished
+from stmul.start import Start, load_joint
 from stmul.train import Watch, train_stage
-from stmul.weights import fitted, imagenet, read_state
+from stmul.weights import fitted
 
 State = Mapping[str, Tensor]
-STREAMS = ("appearance", "motion")
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Which stages are trained, and from what; `words` says it to the user."""
-
-    stages: tuple[str, ...]
-    words: str
-    states: Mapping[str, State]  # by stage: what its network begins with; a stage without one begins drawn at random
 
 
 def choose_device(experiment: Experiment) -> torch.device:
@@ -60,62 +53,6 @@ def build(stage: str, config: Config, classes: int) -> nn.Module:
     if stage == "joint":
         return TwoStream(config.network, stack=stack, classes=classes, pool=pool)
     return single(config.network, stage, stack=stack, classes=classes, pool=pool)  # type: ignore[arg-type]
-
-
-def find_start(config: Config, split: Split) -> Start:
-    """What `train.stages` and the experiment's pre-trained run come to for this data set."""
-    wanted = config.train.stages
-    if config.experiment.pre_trained_id:
-        return _from_run(config)
-    if wanted in ("auto", "base"):
-        folder, dataset = Path(config.train.base), split.manifest.dataset
-        files = {stream: path for stream in STREAMS if (path := _base_file(folder, dataset, stream))}
-        if len(files) == len(STREAMS):
-            bases = {stream: read_state(path) for stream, path in files.items()}
-            named = " and ".join(path.name for path in files.values())
-            return Start(("joint",), f"base networks {named} in {folder}; the streams are not trained again", bases)
-        if wanted == "base":
-            raise WeightsError(
-                f"{folder}: expected {dataset}-appearance and {dataset}-motion (.pt or .safetensors), found"
-                f" {', '.join(path.name for path in files.values()) or 'neither'}"
-            )
-    if wanted in ("auto", "imagenet"):
-        try:
-            weights = imagenet(config.network, config.data, source=config.train.imagenet)
-            return Start(STAGES, "ImageNet weights; the streams first, then joined", weights)
-        except WeightsError as error:
-            if wanted == "imagenet" or config.train.imagenet:
-                raise
-            return Start(STAGES, f"from scratch ({error}); the streams first, then joined", {})
-    if wanted == "joint":
-        return Start(("joint",), "from scratch, joint alone", {})
-    return Start(STAGES, "from scratch; the streams first, then joined", {})
-
-
-def _base_file(folder: Path, dataset: str, stream: str) -> Path | None:
-    found = [path for ending in ("safetensors", "pt") if (path := folder / f"{dataset}-{stream}.{ending}").is_file()]
-    return found[0] if found else None
-
-
-def _from_run(config: Config) -> Start:
-    run = find_run(Path(config.experiment.folder), config.experiment.pre_trained_id)
-    if run.checkpoints("joint"):
-        path = checkpoint_path(run, "joint", config.experiment.pre_trained_epoch)
-        return Start(("joint",), f"the joint network of run {run.id}, {path.stem}", {"joint": load(path).network})
-    states = {stream: load(checkpoint_path(run, stream, 0)).network for stream in STREAMS if run.checkpoints(stream)}
-    if len(states) < len(STREAMS):
-        raise RunError(f"{run.folder}: expected a joint network or both streams, found {', '.join(states) or 'none'}")
-    return Start(("joint",), f"the streams of run {run.id}", states)
-
-
-def checkpoint_path(run: Run, stage: str, epoch: int) -> Path:
-    """The checkpoint of `stage` after `epoch`, or the last one for 0. Raises RunError listing what there is."""
-    known = run.checkpoints(stage)
-    if not known:
-        raise RunError(f"{run.folder}: no checkpoint of stage {stage}; its training has not completed an epoch")
-    if epoch and epoch not in known:
-        raise RunError(f"{run.folder}: no checkpoint of epoch {epoch} (kept: {', '.join(map(str, known))})")
-    return known[epoch or max(known)]
 
 
 def open_run(config: Config, split: Split, start: Start, *, name: str, fresh: bool) -> tuple[Run, bool]:
@@ -154,6 +91,7 @@ def train_stages(
     stop: Callable[[], bool],
 ) -> bool:
     """Trains every stage to its end and marks the run as done. False where `stop()` ended it early: run it again."""
+    config = as_possible(config, "train", device, say)
     states = dict(start.states)
     classes = len(split.manifest.classes)
     for stage in start.stages:
@@ -190,8 +128,12 @@ def load_networks(
 ) -> tuple[Networks, int]:
     """The run's networks at `epoch` of its joint stage (0: the last), and that epoch; the streams alone where trained.
 
-    Raises TrainingError where the checkpoint was trained on other classes than `classes`.
+    Raises TrainingError where they were trained on other classes than `classes`.
     """
+    if file := run.about().network:
+        joint, _ = load_joint(Path(file))
+        _same_classes(list(joint.class_names or classes[: joint.appearance.classes]), classes, Path(file))
+        return Networks(joint=joint.to(device)), 0
     found: dict[str, nn.Module] = {}
     last = 0
     for stage in ("joint", *STREAMS):
@@ -216,4 +158,14 @@ def _same_classes(trained: list[str], tested: tuple[str, ...], path: Path) -> No
         raise TrainingError(
             f"{path}: trained on {len(trained)} classes, these shards have {len(tested)}: {first}."
             f" Test on shards of the data set it was trained on (--set data.shards=...)"
+        )
+
+
+def must_be_unseen(about: About, split: Split, *, other_split: bool) -> None:
+    """Raises TrainingError where a network trained on another split would be tested on clips that it may have seen."""
+    here = (split.manifest.dataset, split.manifest.split)
+    if about.dataset and (about.dataset, about.split) != here and not other_split:
+        raise TrainingError(
+            f"{split.location}: {here[0]} split {here[1]}; the network was trained on {about.dataset} split"
+            f" {about.split} and may have seen these clips. To test it all the same: --set experiment.other_split=true"
         )

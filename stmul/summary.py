@@ -15,10 +15,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stmul.bases import STREAMS
 from stmul.config import Config
 from stmul.memory import Alive, blank_clips, saved_bytes
 from stmul.network import TwoStream
-from stmul.stages import STREAMS, build
+from stmul.stages import build
 
 META = torch.device("meta")
 DIRECTIONS = {  # by whether appearance is gated, and motion

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,11 +19,24 @@ from stmul.config import FLOW_MEAN, STRIDED, UNITS, Data, Network, StreamNetwork
 from stmul.errors import WeightsError
 
 State = Mapping[str, Tensor]
-TORCHVISION_WIDTH = 64
+IMAGENET_WIDTH = 64
 RGB_CHANNELS = 3
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)  # 255 x its 0.485 0.456 0.406
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 HEADS = ("classifier.weight", "classifier.bias")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Weights:
+    """States to begin with, by stage, and the network settings that they were made for."""
+
+    states: Mapping[str, State]
+    shared: Mapping[str, Any]
+
+
+def made_for(network: Network) -> dict[str, str]:
+    """Where a network steps and how it pools: what weights alone do not show."""
+    return {"stride_on": network.stride_on, "pooling": network.pooling}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -48,32 +64,66 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def imagenet(settings: Network, data: Data, *, source: str = "") -> dict[str, State]:
-    """What each stream starts from: torchvision's ImageNet weights in the form of `Stream`, still with 1000 classes.
+def imagenet(settings: Network, data: Data, *, source: str = "") -> Weights:
+    """What each stream starts from: ImageNet weights in the form of `Stream`, still with 1000 classes.
 
-    `source` is a file with a torchvision state; empty: torchvision's own, from its cache or its server. Raises
-    WeightsError where they cannot be had, or are for other networks than those in the settings.
+    `source` is a file, or a folder with one for each depth: a torchvision state (.pth, .pt, .safetensors), or
+    MatConvNet's `imagenet-resnet-50-dag.mat`, from which the authors started. Empty: torchvision's own, from its cache
+    or its server. Raises WeightsError where they cannot be had, or are for other networks than those in the settings.
     """
-    bottleneck = max(settings.appearance.depth, settings.motion.depth) >= 50
-    if settings.pooling != "torchvision" or (bottleneck and settings.stride_on != "3x3"):
-        raise WeightsError(
-            f"ImageNet weights of torchvision: they need network.pooling torchvision and network.stride_on 3x3, found"
-            f" {settings.pooling} and {settings.stride_on}"
-        )
     states: dict[str, State] = {}
+    shared: dict[str, str] = {}
     for name, stream, channels in (
         ("appearance", settings.appearance, RGB_CHANNELS),
         ("motion", settings.motion, 2 * data.stack),
     ):
-        if stream.width != TORCHVISION_WIDTH:
+        if stream.width != IMAGENET_WIDTH:
             raise WeightsError(
-                f"ImageNet weights of torchvision: their width is {TORCHVISION_WIDTH},"
-                f" network.{name}.width is {stream.width}"
+                f"ImageNet weights: their width is {IMAGENET_WIDTH}, network.{name}.width is {stream.width}"
             )
-        where = source or f"torchvision's resnet{stream.depth}"
-        state = read_state(Path(source)) if source else _downloaded(stream.depth)
-        states[name] = from_torchvision(state, stream, channels=channels, where=where)
-    return states
+        path = _in_folder(Path(source), stream.depth) if source else _downloaded(stream.depth)
+        if path.suffix == ".mat":
+            states[name], mine = _from_matconvnet(path, stream, channels)
+        else:
+            states[name] = from_torchvision(read_state(path), stream, channels=channels, where=str(path))
+            mine = {"pooling": "torchvision", **({"stride_on": "3x3"} if stream.depth >= 50 else {})}
+        if any(shared.get(key, value) != value for key, value in mine.items()):
+            raise WeightsError(f"{path}: made for {mine}, the other stream's weights for {shared}")
+        shared |= mine
+    return Weights(states=states, shared=shared)
+
+
+def _in_folder(source: Path, depth: int) -> Path:
+    """The file itself, or the one of this depth in a folder: `resnet50*` or `imagenet-resnet-50-dag.mat`."""
+    if not source.is_dir():
+        return source
+    pattern = re.compile(rf"(.*-)?resnet-?{depth}(\D.*)?\.(pth|pt|safetensors|mat)")
+    found = [path for path in sorted(source.iterdir()) if pattern.fullmatch(path.name)]
+    if len(found) != 1:
+        named = ", ".join(path.name for path in found or sorted(source.iterdir())[:5]) or "nothing"
+        raise WeightsError(f"{source}: expected one file of a ResNet-{depth}, as resnet{depth}.pth, found {named}")
+    return found[0]
+
+
+def _from_matconvnet(path: Path, settings: StreamNetwork, channels: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from stmul.matconvnet import load_stream  # with it come readers of MATLAB files
+
+    stream = load_stream(path)
+    if stream.channels != RGB_CHANNELS or stream.own.depth != settings.depth:
+        raise WeightsError(
+            f"{path}: a ResNet-{stream.own.depth} on {stream.channels} channels, expected depth {settings.depth} on RGB"
+        )
+    state = stream.state_dict()
+    return (state if channels == RGB_CHANNELS else _for_motion(state, channels)), made_for(stream.settings)
+
+
+def _for_motion(state: State, channels: int) -> dict[str, Tensor]:
+    """A state for RGB, with the mean of the three colours' filters for each of `channels` channels of flow.
+
+    As st-resnet `cnn_ucf101_temporal.m`.
+    """
+    mixed = state["conv1.weight"].mean(1, keepdim=True).repeat(1, channels, 1, 1)
+    return {**state, "conv1.weight": mixed, "mean": torch.full((channels,), FLOW_MEAN)}
 
 
 def from_torchvision(
@@ -98,12 +148,10 @@ def from_torchvision(
     if (shape := tuple(made["conv1.weight"].shape[1:])) != (RGB_CHANNELS, 7, 7):
         raise WeightsError(f"{where}: conv1.weight has filters of shape {shape}, expected (3, 7, 7)")
     made["conv1.weight"] = made["conv1.weight"] / (255.0 * torch.tensor(TORCHVISION_STD)[:, None, None])
-    if channels != RGB_CHANNELS:
-        made["conv1.weight"] = made["conv1.weight"].mean(1, keepdim=True).repeat(1, channels, 1, 1)
-    made["mean"] = torch.tensor(TORCHVISION_MEAN) if channels == RGB_CHANNELS else torch.full((channels,), FLOW_MEAN)
+    made["mean"] = torch.tensor(TORCHVISION_MEAN)
     made["conv1.bias"] = torch.zeros(len(made["conv1.weight"]))
     made["classifier.weight"] = made["classifier.weight"][:, :, None, None]
-    return made
+    return made if channels == RGB_CHANNELS else _for_motion(made, channels)
 
 
 def fitted(state: State, network: nn.Module, where: str = "starting weights") -> tuple[dict[str, Tensor], list[str]]:
@@ -146,8 +194,8 @@ def _torchvision_names(depth: int) -> dict[str, str]:
     return names | {"fc.weight": "classifier.weight", "fc.bias": "classifier.bias"}
 
 
-def _downloaded(depth: int, timeout_s: float = 10.0) -> dict[str, Tensor]:
-    """torchvision's own weights, as published with the first paper's training, from its cache or its server."""
+def _downloaded(depth: int, timeout_s: float = 10.0) -> Path:
+    """The file of torchvision's own weights, the first that it published, from its cache or its server."""
     from torchvision.models import get_model_weights
 
     url = str(get_model_weights(f"resnet{depth}").IMAGENET1K_V1.url)
@@ -164,4 +212,4 @@ def _downloaded(depth: int, timeout_s: float = 10.0) -> dict[str, Tensor]:
                 f"torchvision's ImageNet weights for resnet{depth} cannot be fetched ({reason});"
                 f" give a file with them: --set train.imagenet=PATH"
             ) from error
-    return read_state(cached)
+    return cached

@@ -9,17 +9,16 @@ from configs import SettingsError
 from stmul.checkpoint import load
 from stmul.config import Experiment
 from stmul.errors import RunError, TrainingError, WeightsError
-from stmul.runs import find_run
+from stmul.runs import checkpoint_path, find_run
 from stmul.stages import (
     build,
-    checkpoint_path,
     choose_device,
-    find_start,
     load_networks,
     open_run,
     pool_of,
     train_stages,
 )
+from stmul.start import find_start
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,8 @@ from stmul.loading import Batch, merged, training_batch, training_stream
 from stmul.memory import divisor, groups_at_once, saved_bytes
 from stmul.runs import Run
 from stmul.schedule import parameter_groups
-from stmul.stages import build, find_start, open_run, train_stages
+from stmul.stages import build, open_run, train_stages
+from stmul.start import find_start
 from stmul.train import step, train_stage
 
 CPU = torch.device("cpu")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stmul import weights
 from stmul.config import Data, Network, StreamNetwork
 from stmul.errors import WeightsError
+from stmul.matconvnet import load_stream
 from stmul.network import single
 from stmul.resnet import Stream
 from stmul.weights import (
@@ -25,6 +26,7 @@ from stmul.weights import (
     imagenet,
     read_state,
 )
+from tests.stmul.matconvnet_files import imagenet_net, write
 
 
 def torchvision_network(depth: int, classes: int = 10) -> nn.Module:
@@ -197,8 +199,10 @@ SETTINGS = Network(appearance=StreamNetwork(depth=18), motion=StreamNetwork(dept
 
 def test_both_streams_start_from_one_file(tmp_path):
     torch.save(torchvision_network(18, classes=1000).state_dict(), tmp_path / "r18.pth")
-    states = imagenet(SETTINGS, Data(), source=str(tmp_path / "r18.pth"))
+    weights = imagenet(SETTINGS, Data(), source=str(tmp_path / "r18.pth"))
+    states = weights.states
     assert set(states) == {"appearance", "motion"}
+    assert weights.shared == {"pooling": "torchvision"}  # a basic unit has one place for its stride
     for name in ("appearance", "motion"):
         network = single(SETTINGS, name, stack=10, classes=6, pool=7)
         state, replaced = fitted(states[name], network)
@@ -206,20 +210,35 @@ def test_both_streams_start_from_one_file(tmp_path):
         network.load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"pooling": "caffe"}, "network.pooling torchvision"),
-        (
-            {"appearance": StreamNetwork(depth=50), "motion": StreamNetwork(depth=50), "stride_on": "1x1"},
-            "stride_on 3x3",
-        ),
-        ({"appearance": StreamNetwork(depth=18, width=8), "motion": StreamNetwork(depth=18, width=8)}, "width is 8"),
-    ],
-)
-def test_settings_that_torchvisions_weights_are_not_for_are_refused(change, words):
-    with pytest.raises(WeightsError, match=words):
-        imagenet(Network(**{**dict(SETTINGS), **change}), Data(), source="unread")
+def test_a_network_of_another_width_is_refused():
+    narrow = Network(appearance=StreamNetwork(depth=18, width=8), motion=StreamNetwork(depth=18, width=8))
+    with pytest.raises(WeightsError, match=r"width is 64, network\.appearance\.width is 8"):
+        imagenet(narrow, Data(), source="unread")
+
+
+def test_each_depth_finds_its_file_in_a_folder(tmp_path):
+    for depth in (18, 34):
+        torch.save(torchvision_network(depth, classes=1000).state_dict(), tmp_path / f"resnet{depth}-0123abcd.pth")
+    (tmp_path / "resnet180.pth").touch()
+    mixed = Network(appearance=StreamNetwork(depth=18), motion=StreamNetwork(depth=34))
+    states = imagenet(mixed, Data(), source=str(tmp_path)).states
+    assert "units.2c.conv1.weight" not in states["appearance"]
+    assert "units.2c.conv1.weight" in states["motion"]
+    deep = Network(appearance=StreamNetwork(depth=50), motion=StreamNetwork(depth=50))
+    with pytest.raises(WeightsError, match=r"expected one file of a ResNet-50, as resnet50\.pth, found resnet18"):
+        imagenet(deep, Data(), source=str(tmp_path))
+
+
+def test_matconvnets_imagenet_network_begins_both_streams(tmp_path):
+    settings = Network(appearance=StreamNetwork(depth=50), motion=StreamNetwork(depth=50))
+    write(tmp_path / "imagenet-resnet-50-dag.mat", imagenet_net(width=64, classes=10), wrapped=False)
+    weights = imagenet(settings, Data(), source=str(tmp_path))
+    stream = load_stream(tmp_path / "imagenet-resnet-50-dag.mat")
+    assert weights.shared == {"stride_on": "1x1", "pooling": "caffe"}
+    assert torch.equal(weights.states["appearance"]["mean"], stream.mean)
+    assert torch.equal(weights.states["motion"]["mean"], torch.full((20,), 128.0))
+    first = weights.states["motion"]["conv1.weight"]
+    assert torch.allclose(first, stream.conv1.weight.mean(1, keepdim=True).expand(-1, 20, -1, -1))
 
 
 def test_torchvisions_own_weights_come_from_its_cache_if_they_are_there(tmp_path, monkeypatch):
@@ -227,7 +246,7 @@ def test_torchvisions_own_weights_come_from_its_cache_if_they_are_there(tmp_path
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     (tmp_path / "checkpoints").mkdir()
     torch.save(torchvision_network(18, classes=1000).state_dict(), tmp_path / "checkpoints" / url.rpartition("/")[2])
-    assert imagenet(SETTINGS, Data())["motion"]["conv1.weight"].shape == (64, 20, 7, 7)
+    assert imagenet(SETTINGS, Data()).states["motion"]["conv1.weight"].shape == (64, 20, 7, 7)
 
 
 def test_weights_that_cannot_be_fetched_are_asked_for(tmp_path, monkeypatch):

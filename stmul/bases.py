@@ -1,0 +1,90 @@
+"""Base networks: streams trained alone, kept as files in one folder, for the data set and split they were trained on.
+
+A stream that was trained on another split has seen some of the clips it would be tested on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from stmul.checkpoint import load
+from stmul.errors import CheckpointError, WeightsError
+from stmul.matconvnet import load_stream, origin_of
+from stmul.resnet import Stream
+from stmul.snapshot import Origin, describe, load_snapshot
+from stmul.weights import RGB_CHANNELS, Weights, made_for, read_state
+
+STREAMS = ("appearance", "motion")
+ENDINGS = (".safetensors", ".pt", ".mat")  # the first that is there is taken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """A file that holds, or by its name should hold, one stream."""
+
+    path: Path
+    stream: str  # "appearance" or "motion"
+    origin: Origin
+    described: bool = False  # in the file itself: a whole network, not a state alone
+
+
+def bases_in(folder: Path) -> list[Base]:
+    """The base networks in a folder, in the order in which they are preferred; other files are passed over.
+
+    Known are networks that say themselves what they are (.safetensors), checkpoints of a stream's training (.pt), bare
+    states (.pt or .safetensors) named `<data set>-split<n>-<stream>`, and MatConvNet's files (.mat) under the authors'
+    names, `ucf101-img-resnet50-split1-dr0.mat` and `ucf101-resnet50-split1-dr0.8.mat`.
+    """
+    paths = [path for ending in ENDINGS for path in sorted(folder.glob(f"*{ending}"))]
+    return [base for path in paths if (base := _base(path)) is not None]
+
+
+def _base(path: Path) -> Base | None:
+    if path.suffix == ".mat":
+        stream = "appearance" if re.search(r"(^|-)(img|rgb|appearance)(-|\.)", path.name.lower()) else "motion"
+        return Base(path=path, stream=stream, origin=origin_of(path), described=True)
+    try:
+        if path.suffix == ".safetensors":
+            about = describe(path)
+            base = Base(path=path, stream=about.kind, origin=about.origin, described=True)
+            return base if about.kind in STREAMS else None
+        checkpoint = load(path)
+        origin = Origin(dataset=checkpoint.dataset, split=checkpoint.split, source=path.name)
+        return Base(path=path, stream=checkpoint.stage, origin=origin) if checkpoint.stage in STREAMS else None
+    except (WeightsError, CheckpointError):  # no network that says what it is: then its name does, or nothing
+        named = re.fullmatch(r"(.+?)(?:-split(\d+))?-(appearance|motion)", path.stem)
+        if named is None:
+            return None
+        dataset, split, stream = named.groups()
+        return Base(path=path, stream=stream, origin=Origin(dataset=dataset, split=int(split or 0), source=path.name))
+
+
+def fitting(bases: list[Base], dataset: str, split: int, *, other_split: bool) -> dict[str, Base]:
+    """The first base network of each stream that was trained on this split; with `other_split` on any."""
+    own = [base for base in bases if other_split or (base.origin.dataset, base.origin.split) == (dataset, split)]
+    return {base.stream: base for base in reversed(own)}
+
+
+def load_bases(bases: Mapping[str, Base]) -> Weights:
+    """The states of the streams, and what they were made for. Raises WeightsError where a file is not as it says."""
+    states: dict[str, Mapping[str, Tensor]] = {}
+    shared: dict[str, str] = {}
+    for name, base in bases.items():
+        if not base.described:
+            states[name] = read_state(base.path)
+            continue
+        network = load_stream(base.path) if base.path.suffix == ".mat" else load_snapshot(base.path)[0]
+        assert isinstance(network, Stream)
+        if (network.channels == RGB_CHANNELS) != (name == "appearance"):
+            raise WeightsError(f"{base.path}: a stream of {network.channels} channels, expected the {name} stream")
+        states[name] = network.state_dict()
+        mine = made_for(network.settings)
+        if any(shared.get(key, value) != value for key, value in mine.items()):
+            raise WeightsError(f"{base.path}: made for {mine}, the other stream for {shared}; they cannot be joined")
+        shared |= mine
+    return Weights(states=states, shared=shared)
