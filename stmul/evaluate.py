@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shards.split import Split
+from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.augment import apply_view, whole_view
 from stmul.config import Config
 from stmul.decode import Decoded
@@ -64,7 +65,7 @@ def clip_scores(
     for view in (whole, whole.mirrored()) if mirror else (whole,):
         rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width))
         maps = network(rgb_TCHW[None], flow_PHW.view(1, frames, channels, height, width))
-        sums.append(torch.stack([map_BKTHW.mean((0, 2, 3, 4)) for map_BKTHW in maps]))
+        sums.append(torch.stack([averaged(map_BKTHW, (0, 2, 3, 4)) for map_BKTHW in maps]))
     appearance, motion = torch.stack(sums).mean(0)
     return appearance, motion
 
@@ -78,8 +79,10 @@ def video_scores(networks: Networks, decoded: Decoded, config: Config) -> dict[s
         rgb, flow = clip_tensors(decoded, clip, view, size=size)
         assert rgb is not None
         assert flow is not None
-        for head, map_BKTHW in _maps(networks, rgb[None], flow[None]).items():
-            sums.setdefault(head, []).append(map_BKTHW.mean((0, 2, 3, 4)))
+        with autocast(rgb.device, config.evaluate.precision), compiling("evaluate.compile"):
+            maps = _maps(networks, rgb[None], flow[None])
+        for head, map_BKTHW in maps.items():
+            sums.setdefault(head, []).append(averaged(map_BKTHW, (0, 2, 3, 4)))
     return {head: torch.stack(views).mean(0).float().cpu().numpy() for head, views in sums.items()}
 
 
@@ -111,6 +114,8 @@ def evaluate(
     """
     for network in networks.all():
         network.eval()
+        if config.evaluate.compile:
+            compile_forward(network, sizes_vary=True)
     count = len(split.index(part))
     found: dict[int, dict[str, NDArray[np.float32]]] = {}
     names: dict[int, tuple[str, int]] = {}

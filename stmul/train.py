@@ -20,6 +20,7 @@ from configs import dump
 from shards.draws import key_of
 from shards.order import State, steps_for
 from shards.split import Split
+from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.batchnorm import commit_moments, sub_batches
 from stmul.checkpoint import Checkpoint, load, restore, save
 from stmul.config import Config
@@ -37,7 +38,7 @@ def scores(network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         maps = network(batch.rgb_BTCHW, batch.flow_BTCHW)
     else:
         maps = (network(batch.rgb_BTCHW if batch.rgb_BTCHW is not None else batch.flow_BTCHW),)
-    return tuple(map_BKTHW.mean((2, 3, 4)) for map_BKTHW in maps)
+    return tuple(averaged(map_BKTHW, (2, 3, 4)) for map_BKTHW in maps)
 
 
 def step(
@@ -49,6 +50,7 @@ def step(
     seed: int,
     moments_rate: float,
     clip_norm: float,
+    precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
     """One update from the sub-batches of `clips` clips; returns the summed loss and the right answers before it.
 
@@ -58,7 +60,7 @@ def step(
     losses, right = [], []
     for batch in batches:
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
-        with sub_batches(network, batch.groups):
+        with sub_batches(network, batch.groups), autocast(batch.labels_B.device, precision):
             heads = scores(network, batch)
         loss = torch.stack([cross_entropy(head_BK, batch.labels_B, reduction="sum") for head_BK in heads]).sum()
         (loss / clips).backward()  # type: ignore[no-untyped-call]
@@ -136,7 +138,10 @@ def train_stage(
     optimizer = SGD(
         parameter_groups(network, config.train.weight_decay), lr=recipe.rates[0], momentum=config.train.momentum
     )
-    groups = groups_at_once(network, config, stage, device)
+    with autocast(device, config.train.precision):
+        groups = groups_at_once(network, config, stage, device)
+    if config.train.compile:
+        compile_forward(network)
     begun, state, meter = _resume(stage, network, optimizer, run)
     network.train()
     with training_stream(split, config, stage, pinned=device.type == "cuda", start=state) as stream:
@@ -147,15 +152,17 @@ def train_stage(
             begin = time.perf_counter()
             waits: list[float] = []
             batches = (training_batch(one.to(device), config, recipe, stage) for one in timed(stream.step(), waits))
-            loss, right = step(
-                network,
-                merged(batches, groups),
-                optimizer,
-                clips=batch,
-                seed=key_of(config.train.seed, stage),
-                moments_rate=config.train.moments_rate,
-                clip_norm=config.train.clip_norm,
-            )
+            with compiling("train.compile"):
+                loss, right = step(
+                    network,
+                    merged(batches, groups),
+                    optimizer,
+                    clips=batch,
+                    seed=key_of(config.train.seed, stage),
+                    moments_rate=config.train.moments_rate,
+                    clip_norm=config.train.clip_norm,
+                    precision=config.train.precision,
+                )
             meter = _counted(meter, float(loss), int(right), batch, time.perf_counter() - begin, sum(waits))
             _must_be_finite(meter, stage, number, run)
             epoch = min(recipe.epochs, (number + 1) * batch // count)
