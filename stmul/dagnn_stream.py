@@ -7,7 +7,6 @@ matlab/+dagnn in matconvnet; ConvTime.m, PoolTime.m and Mul.m in feichtenhofer/m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,11 +27,18 @@ class Walk:
 
     graph: Graph
     passed: set[str] = field(default_factory=set)  # layers
-    taken: dict[str, str] = field(default_factory=dict)  # parameter -> the layer that has it
+    taken: dict[str, tuple[str, int]] = field(default_factory=dict)  # parameter -> the layer that has it, and as what
+    makers: dict[str, list[Layer]] = field(init=False)  # variable -> layers
 
-    def peek(self, variable: str) -> Layer | None:
+    def __post_init__(self) -> None:
+        self.makers = {}
+        for layer in self.graph.layers:
+            for variable in layer.outputs:
+                self.makers.setdefault(variable, []).append(layer)
+
+    def peek(self, variable: str | None) -> Layer | None:
         """The layer that makes a variable; none makes an input of the net."""
-        makers = [layer for layer in self.graph.layers if variable in layer.outputs]
+        makers = self.makers.get(variable, []) if variable is not None else []
         if len(makers) > 1:
             named = " and ".join(layer.name for layer in makers)
             raise self.wrong(f"variable {variable} is made by layers {named}, expected one of them")
@@ -58,8 +64,9 @@ class Walk:
         name = layer.params[position]
         if name not in self.graph.params:
             raise self.wrong(f"{layer}: parameter {name} is missing")
-        if self.taken.setdefault(name, layer.name) != layer.name:
-            raise self.wrong(f"parameter {name} is shared by layers {self.taken[name]} and {layer.name}")
+        owner, _ = found = self.taken.setdefault(name, (layer.name, position))
+        if found != (layer.name, position):
+            raise self.wrong(f"parameter {name} is shared by layers {owner} and {layer.name}")
         value = self.graph.params[name]
         known = int(np.prod([side for side in shape if side > 0]))
         full = tuple(value.size // known if side < 0 else side for side in shape)
@@ -67,6 +74,10 @@ class Walk:
             said = " x ".join("any" if side < 0 else str(side) for side in shape)
             raise self.wrong(f"{layer}: parameter {name} has shape {list(value.shape)}, expected {said}")
         return torch.from_numpy(np.ascontiguousarray(value.reshape(full)))
+
+    def before(self, layer: Layer | None) -> Layer | None:
+        """The layer that makes what a layer reads first."""
+        return self.peek(layer.inputs[0] if layer is not None and layer.inputs else None)
 
     def wrong(self, what: str) -> WeightsError:
         return WeightsError(f"{self.graph.where}: {what}")
@@ -153,11 +164,14 @@ def read_stream(walk: Walk, scores: str) -> FoundStream:
 
 def _classifier(walk: Walk, scores: str) -> tuple[State, float, str]:
     layer = walk.back(scores, "Conv")
+    walk.must(_has_bias(walk, layer), layer, "no bias", "one")
     bias = walk.take(layer, 1, [-1])
     state = {"classifier.weight": _filters(walk, layer, 1, len(bias), strides=(1,)), "classifier.bias": bias}
     dropout, variable = 0.0, layer.inputs[0]
     while (maker := walk.peek(variable)) is not None and maker.type == "DropOut":
-        dropout = max(dropout, maker.numbers("rate", [0.5], 1)[0])
+        rate = maker.numbers("rate", [0.5], 1)[0]
+        walk.must(0 <= rate < 1, maker, f"rate {rate:g}", "at least 0, below 1")
+        dropout = max(dropout, rate)
         variable = walk.back(variable, "DropOut").inputs[0]
     return state, dropout, variable
 
@@ -182,8 +196,7 @@ def _averages(walk: Walk, variable: str) -> tuple[int, int, int, str]:
 def _unit(walk: Walk, relu: Layer) -> FoundUnit:
     """The unit whose sum `relu` reads."""
     total = walk.back(relu.inputs[0], "Sum")
-    centre = total.numbers("pickTemporalCentre", [0], 1)[0]
-    walk.must(not centre, total, "pickTemporalCentre", "a plain sum")
+    _plain(walk, total)
     ends = [variable for variable in total.inputs if _ends_a_branch(walk, variable)]
     walk.must(len(total.inputs) == 2 and len(ends) == 1, total, f"inputs {', '.join(total.inputs)}", "shortcut, branch")
     (shortcut,) = (variable for variable in total.inputs if variable != ends[0])
@@ -208,11 +221,10 @@ def _ends_a_branch(walk: Walk, variable: str) -> bool:
     normal = walk.peek(variable)
     if normal is None or normal.type != "BatchNorm":
         return False
-    layer = walk.peek(normal.inputs[0])
-    before = walk.peek(layer.inputs[0]) if layer is not None and layer.inputs else None
+    before = walk.before(walk.before(normal))
     if before is None or before.type != "ReLU":
         return before is not None and before.type == "ConvTime"
-    inside = walk.peek(before.inputs[0])
+    inside = walk.before(before)
     return inside is not None and inside.type == "BatchNorm"
 
 
@@ -223,6 +235,7 @@ def _branch(walk: Walk, end: str) -> tuple[State, tuple[int, int], str, str]:
     injected = (maker := walk.peek(variable)) is not None and maker.type == "ConvTime"
     if injected:
         layer = walk.back(variable, "ConvTime")
+        walk.must(_has_bias(walk, layer), layer, "no bias", "one")
         bias = walk.take(layer, 1, [-1])
         state |= {"temporal.weight": _time_filters(walk, layer, len(bias)), "temporal.bias": bias}
         variable = layer.inputs[0]
@@ -250,6 +263,7 @@ def _convolved(
 def _gate(walk: Walk, inner: str, entering: str) -> Gate:
     """What joins the other stream: a product, or a sum, of this stream's sum before its ReLU and the other's after."""
     layer = walk.back(inner, "Mul", "Sum")
+    _plain(walk, layer)
     own = walk.back(entering, "ReLU").inputs[0]
     others = [variable for variable in layer.inputs if variable != own]
     walk.must(len(layer.inputs) == 2 and len(others) == 1, layer, f"inputs {', '.join(layer.inputs)}", f"{own} and one")
@@ -312,7 +326,10 @@ def _normal(walk: Walk, variable: str, name: str) -> tuple[State, str, int]:
     layer = walk.back(variable, "BatchNorm")
     scale = walk.take(layer, 0, [-1])
     moments = walk.take(layer, 2, [len(scale), 2])
-    walk.must(bool((moments[:, 1] > 0).all()), layer, "a sigma that is not positive", "moments [mean, sigma]")
+    sigma = moments[:, 1]
+    walk.must(
+        bool((sigma > 0).all() and (sigma.square() > 0).all()), layer, f"a sigma of {sigma.min():g}", "positive ones"
+    )
     state = {
         f"{name}.weight": scale,
         f"{name}.bias": walk.take(layer, 1, [len(scale)]),
@@ -331,6 +348,8 @@ def _folded(walk: Walk, layer: Layer, normal: State, name: str, out: int) -> Sta
 
 def _has_bias(walk: Walk, layer: Layer) -> bool:
     walk.must(len(layer.params) in (1, 2), layer, f"{len(layer.params)} parameters", "filters, and a bias or none")
+    used = layer.numbers("hasBias", [1], 1)[0] != 0
+    walk.must(used or len(layer.params) == 1, layer, "a bias, and hasBias false", "one or the other")
     return len(layer.params) == 2
 
 
@@ -360,29 +379,37 @@ def _relu(walk: Walk, variable: str) -> str:
     return layer.inputs[0]
 
 
+def _plain(walk: Walk, layer: Layer) -> None:
+    centre = layer.numbers("pickTemporalCentre", [0], 1)[0]
+    walk.must(centre == 0, layer, "pickTemporalCentre", "all instants")
+
+
 def _no_leak(walk: Walk, layer: Layer) -> None:
     leak = layer.numbers("leak", [0], 1)[0]
     walk.must(leak == 0, layer, f"leak {leak:g}", "0")
 
 
 def _undilated(walk: Walk, layer: Layer) -> None:
-    dilate = layer.numbers("dilate", [1], 1)
-    walk.must(set(dilate) == {1.0}, layer, f"dilate {dilate}", "1")
+    dilate = layer.whole("dilate", [1, 1], 2)
+    walk.must(dilate == (1, 1), layer, f"dilate {dilate}", "1")
 
 
 def _pool(walk: Walk, layer: Layer, method: str) -> tuple[int, int]:
     walk.must(layer.text("method", "max") == method, layer, f"method {layer.text('method', 'max')}", method)
-    sides = layer.numbers("poolSize", [1, 1], 2)
-    walk.must(len(sides) == 2 and all(map(math.isfinite, sides)), layer, f"poolSize {sides}", "two numbers")
-    return int(sides[0]), int(sides[1])
+    _undilated(walk, layer)
+    tall, wide = layer.whole("poolSize", [1, 1], 2)
+    walk.must(min(tall, wide) > 0, layer, f"poolSize {tall} {wide}", "a window")
+    return tall, wide
 
 
 def _strides(layer: Layer) -> tuple[int, int]:
-    down, across = layer.numbers("stride", [1, 1], 2)[:2]
-    return int(down), int(across)
+    down, across = layer.whole("stride", [1, 1], 2)
+    return down, across
 
 
 def _pads(layer: Layer) -> tuple[int, ...]:
     """Top, bottom, left, right."""
-    pads = tuple(int(one) for one in layer.numbers("pad", [0] * 4, 4))
-    return (pads[0], pads[0], pads[1], pads[1]) if len(pads) == 2 else pads
+    if len(layer.numbers("pad", [0] * 4, 4)) == 2:
+        tall, wide = layer.whole("pad", [0] * 4, 2)
+        return tall, tall, wide, wide
+    return layer.whole("pad", [0] * 4, 4)
