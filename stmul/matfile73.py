@@ -78,7 +78,7 @@ class Reader:
 
         if kind == "struct":  # without fields, or none: otherwise it is a group
             return {}
-        empty = bool(node.attrs.get("MATLAB_empty", 0))  # then the values are the lengths of the axes
+        empty = node.dtype == np.uint64 and bool(node.attrs.get("MATLAB_empty", 0))  # then it holds the axes' lengths
         if kind == "cell" or node.dtype == h5py.ref_dtype:
             # HDF5's axes are MATLAB's in reverse, so that going through it row by row goes column by column.
             return [] if empty else [self.value(self._target(one), depth + 1) for one in self._references(node)]

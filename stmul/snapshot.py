@@ -5,22 +5,26 @@ Unlike a run's checkpoint it holds no state of a training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from configs import Settings
+from shards.format import crc32c
 from shards.writer import whole
 from stmul.checkpoint import differences, first
 from stmul.config import Network
-from stmul.errors import WeightsError
+from stmul.errors import NetworkError, WeightsError
 from stmul.network import TwoStream, single
 from stmul.resnet import Stream
 
-KEY = "stmul"  # of the metadata
+KEY, CHECK = "stmul", "crc32c"  # of the metadata: what network it is, and a checksum over that and all tensors
 RGB_CHANNELS = 3
 
 
@@ -45,7 +49,7 @@ class Snapshot(Settings):
     schema_: Literal[1] = 1
     kind: Literal["joint", "appearance", "motion"]
     network: Network
-    stack: NonNegativeInt  # flow pairs at each instant; 0 in an appearance stream
+    stack: Annotated[int, Field(ge=0, le=1000)]  # flow pairs at each instant; 0 in an appearance stream
     pool: PositiveInt
     classes: PositiveInt
     class_names: tuple[str, ...] = ()
@@ -67,9 +71,10 @@ def save_network(path: Path, network: TwoStream | Stream, origin: Origin) -> Non
         origin=origin,
     )
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    said = about.model_dump_json()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
-        file.write(save(tensors, {KEY: about.model_dump_json()}))
+        file.write(save(tensors, {KEY: said, CHECK: _checksum(said, tensors)}))
 
 
 def describe(path: Path) -> Snapshot:
@@ -92,14 +97,34 @@ def describe(path: Path) -> Snapshot:
 def load_snapshot(path: Path) -> tuple[TwoStream | Stream, Snapshot]:
     """The network in `path`, in evaluation mode, and what it is. Raises WeightsError where the two do not agree."""
     about = describe(path)
-    network: TwoStream | Stream
-    if about.kind == "joint":
-        network = TwoStream(about.network, stack=about.stack, classes=about.classes, pool=about.pool)
-    else:
-        network = single(about.network, about.kind, stack=about.stack, classes=about.classes, pool=about.pool)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
     tensors = load_file(path)
-    if wrong := differences(tensors, network.state_dict()):
+    if (found := _checksum(metadata[KEY], tensors)) != metadata.get(CHECK):
+        raise WeightsError(f"{path}: damaged: checksum {found}, expected {metadata.get(CHECK, 'one')}; copy it again")
+    try:
+        with torch.device("meta"):  # sizes first, memory then
+            wrong = differences(tensors, _built(about).state_dict())
+    except NetworkError as error:
+        raise WeightsError(f"{path}: no network here is so: {error}") from error
+    if wrong:
         raise WeightsError(f"{path}: not the network that it says it is: {first(wrong)}")
+    network = _built(about)
     network.load_state_dict(tensors)
     network.class_names = about.class_names
     return network.eval(), about
+
+
+def _built(about: Snapshot) -> TwoStream | Stream:
+    if about.kind == "joint":
+        return TwoStream(about.network, stack=about.stack, classes=about.classes, pool=about.pool)
+    return single(about.network, about.kind, stack=about.stack, classes=about.classes, pool=about.pool)
+
+
+def _checksum(said: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32C of the description, and of each tensor's name, type, shape and bytes."""
+    lines = [said]
+    for name, value in sorted(tensors.items()):
+        content = value.contiguous().flatten().view(torch.uint8).numpy()
+        lines.append(f"{name} {value.dtype} {list(value.shape)} {crc32c(content.data):08x}")
+    return f"{crc32c(chr(10).join(lines).encode()):08x}"
