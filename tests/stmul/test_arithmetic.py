@@ -104,6 +104,12 @@ def test_a_step_in_bfloat16_is_nearly_the_step_in_float32(small, depth):
     assert rough.gradient.dtype == torch.float32
 
 
+def test_steps_in_bfloat16_learn(small):
+    network, batch = joint(small), clips(4, 2)
+    first, last = (stepped(network, batch, precision="bfloat16", times=times) for times in (1, 8))
+    assert last.loss < 0.9 * first.loss
+
+
 def test_moments_scores_and_losses_are_float32_also_where_convolutions_are_not(small):
     network, batch = joint(small).train(), clips(4, 2)
     with sub_batches(network, 2), autocast(CPU, "bfloat16"):
@@ -198,30 +204,31 @@ def trained(config, split, folder, device):
     return [row["loss"] for row in rows]
 
 
-LEARNING = ("train.joint={epochs: 8, rates: [0.02]}", "network.motion.dropout=0.0")
+FAST = ("train.compile=true", "train.precision=bfloat16")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("default")  # the compiler's own
-def test_training_compiled_and_in_bfloat16_learns_as_the_plain_one(small, split, tmp_path):
+def test_training_compiled_and_in_bfloat16_is_nearly_the_plain_one_and_the_same_again(small, split, tmp_path):
     assert missing_compiler(CPU) == ""
-    plain = trained(small(*LEARNING), split, tmp_path / "plain", CPU)
-    fast = small(*LEARNING, "train.compile=true", "train.precision=bfloat16")
-    rough = trained(fast, split, tmp_path / "rough", CPU)
-    again = trained(fast, split, tmp_path / "again", CPU)
-    assert rough == again
-    assert rough[0] == pytest.approx(plain[0], rel=0.05)
-    assert rough[-1] < 0.8 * rough[0]
+    plain = trained(small(), split, tmp_path / "plain", CPU)
+    fast = trained(small(*FAST), split, tmp_path / "fast", CPU)
+    again = trained(small(*FAST), split, tmp_path / "again", CPU)
+    assert fast == again
+    assert fast == pytest.approx(plain, rel=0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("default")
-def test_a_step_with_the_compilers_own_kernels_is_the_step(small):
+def test_steps_with_the_compilers_own_kernels_are_the_steps_and_learn(small):
     """With dropout: the compiled one draws what the plain one draws."""
     network, batch = joint(small), clips(4, 2)
-    agree(stepped(network, batch, backend="inductor"), stepped(network, batch), loss=1e-4, gradient=1e-5, moments=1e-5)
+    first, plain = stepped(network, batch), stepped(network, batch, times=8)
+    compiled = stepped(network, batch, backend="inductor", times=8)
+    agree(compiled, plain, loss=1e-3, gradient=1e-3, moments=1e-4)
+    assert compiled.loss < 0.9 * first.loss
 
 
 @pytest.mark.gpu
@@ -238,9 +245,8 @@ def test_on_a_gpu_a_step_in_bfloat16_or_compiled_is_nearly_the_plain_one(small, 
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")
-def test_on_a_gpu_training_compiled_and_in_bfloat16_learns(small, split, tmp_path):
+def test_on_a_gpu_training_compiled_and_in_bfloat16_is_nearly_the_plain_one(small, split, tmp_path):
     device = torch.device("cuda")
     assert missing_compiler(device) == ""
-    fast = small(*LEARNING, "train.compile=true", "train.precision=bfloat16")
-    losses = trained(fast, split, tmp_path / "fast", device)
-    assert losses[-1] < 0.8 * losses[0]
+    plain = trained(small(), split, tmp_path / "plain", device)
+    assert trained(small(*FAST), split, tmp_path / "fast", device) == pytest.approx(plain, rel=0.05)

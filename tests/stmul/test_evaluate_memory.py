@@ -1,0 +1,37 @@
+"""The dense test of a whole video fits an ordinary machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+WHOLE = """
+import resource, time
+import numpy as np
+from configs import load
+from stmul.config import Config
+from stmul.evaluate import clip_scores
+from stmul.stages import build
+
+network = build("joint", load(Config, "ucf101"), 101)
+draws = np.random.default_rng(1)
+clip = [draws.integers(0, 256, (25, 256, 340, channels), dtype=np.uint8) for channels in (3, 20)]
+begin = time.perf_counter()
+scores = clip_scores(network, *clip, mirror=True)
+assert all(one.shape == (101,) and one.isfinite().all() for one in scores)
+print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_video_of_25_frames_and_its_mirror_image_is_scored_within_four_gib_on_the_cpu():
+    """ResNet-50 twice, 340 x 256 pixels; everything in the process counts."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    run = [sys.executable, "-c", WHOLE]
+    found = subprocess.run(run, check=True, capture_output=True, text=True, env=environment, timeout=280)
+    seconds, gib = (float(word) for word in found.stdout.split())
+    print(f"{seconds:.1f} s, {gib:.2f} GiB at most")
+    assert gib < 4
