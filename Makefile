@@ -7,10 +7,10 @@ option = $(if $($(1)),$(2) "$($(1))")
 setting = $(if $($(1)),--set "$(2)=$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb train evaluate report test tests check lint types bench
+.PHONY: help setup setup-dev demo shards lmdb train evaluate report test tests check lint types bench bench-network
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback  LIMIT=n  CLASSES=a,b'
 	@echo '  CONFIG=name or file  SHARDS=folder, LMDB, http:// or s3:// URL  STAGES=auto|scratch|imagenet|base|joint  ARGS="..."'
@@ -70,3 +70,6 @@ types: setup-dev  ## mypy --strict on the packages
 
 bench: setup-dev  ## measure; figures go to docs/benchmarks/
 	$(BIN)/python -m tests.bench.loader $(ARGS)
+
+bench-network: setup-dev  ## the same for the network: minutes on a CPU
+	$(BIN)/python -m tests.bench.network $(ARGS)

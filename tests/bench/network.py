@@ -4,8 +4,8 @@
 
 The reference is the straightforward form: Conv3d(1, k, k), BatchNorm3d and 3-D pooling on (B, C, T, H, W), float32,
 contiguous, with the same weights; its scores are held to ours (1e-4 of the largest) before anything is timed. The step
-is the trainer's own. No data are read. Milliseconds of the wall's clock, or of the CPU's
-on a busy machine; memory is a process's peak (GPU: its peak of tensors), for one training step, each variant in a process of its own.
+is the trainer's own. No data are read. Milliseconds of the wall's clock, or of the CPU's on a busy machine. Memory is a
+process's peak (GPU: its peak of tensors) over one training step, each variant in a process of its own.
 """
 
 from __future__ import annotations
