@@ -147,7 +147,7 @@ def commit_moments(network: nn.Module, rate: float, collected: Tensor | None = N
         mean, sigma = flat[start : start + channels], flat[start + channels : start + 2 * channels]
         count = flat[start + 2 * channels]
         start += 2 * channels + 1
-        share = rate * (count > 0)  # on the device: asking for the count would wait for it
+        share = rate * (count > 0).to(count)  # on the device: asking for the count would wait for it
         layer.running_mean.lerp_(mean / count.clamp(min=1.0), share)
         layer.running_sigma.lerp_(sigma / count.clamp(min=1.0), share)
         for total in (layer.mean_sum, layer.sigma_sum, layer.group_count):

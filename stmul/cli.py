@@ -322,6 +322,7 @@ def configurations(name: str | None) -> None:
     if name is not None:
         click.echo(dump(load(Config, name)), nl=False)
         return
+    width = max(map(len, names()))
     for one in names():
         first = (FOLDER / f"{one}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        click.echo(f"{one:<10} {first.lstrip('# ')}")
+        click.echo(f"{one:<{width}}  {first.lstrip('# ')}")

@@ -30,6 +30,7 @@ class StreamNetwork(Settings):
     depth: Literal[18, 34, 50, 101, 152] = 50
     width: PositiveInt = 64  # channels after conv1; the paper's 64
     dropout: Fraction = 0.0  # before the classifier
+    temporal_units: tuple[Unit, ...] | None = None  # with temporal filters, if other than `temporal.units` of both
 
 
 class TemporalFilters(Settings):
@@ -63,6 +64,10 @@ class Network(Settings):
     stride_on: Literal["1x1", "3x3"] = "3x3"  # of a bottleneck: Caffe's or torchvision's
     pooling: Literal["caffe", "torchvision"] = "torchvision"  # padding of the maximum after conv1
 
+    def filtered(self, stream: StreamNetwork) -> tuple[str, ...]:
+        """The units of a stream that have temporal filters."""
+        return self.temporal.units if stream.temporal_units is None else stream.temporal_units
+
     @model_validator(mode="after")
     def streams_meet(self) -> Self:
         if self.operator != "none":
@@ -80,12 +85,14 @@ class Network(Settings):
         names = [
             name for name in unit_names(depth) if name in unit_names(max(self.appearance.depth, self.motion.depth))
         ]
-        if missing := [name for name in self.temporal.units if name not in names]:
-            raise ValueError(f"temporal.units {missing}: units of both streams are {', '.join(names)}")
-        if self.temporal.kind == "inflated" and (min(self.appearance.depth, self.motion.depth) < 50):
-            raise ValueError("temporal.kind inflated: only units of depth 50 and more have 1x1 convolutions to inflate")
-        if self.temporal.kind == "inflated" and (strided := [n for n in self.temporal.units if n in STRIDED]):
-            raise ValueError(f"temporal.units {strided}: units that step over positions cannot be inflated")
+        for stream in (self.appearance, self.motion):
+            filtered, own = self.filtered(stream), unit_names(stream.depth)
+            if missing := [name for name in filtered if name not in own]:
+                raise ValueError(f"temporal.units {missing}: units of depth {stream.depth} are {', '.join(own)}")
+            if self.temporal.kind == "inflated" and filtered and stream.depth < 50:
+                raise ValueError("temporal.kind inflated: only depth 50 and more has 1x1 convolutions to inflate")
+            if self.temporal.kind == "inflated" and (strided := [name for name in filtered if name in STRIDED]):
+                raise ValueError(f"temporal.units {strided}: units that step over positions cannot be inflated")
         if self.operator != "none" and (missing := [name for name in self.gated if name not in names[1:]]):
             raise ValueError(f"gated {missing}: units that follow another in both streams are {', '.join(names[1:])}")
         return self
@@ -122,6 +129,9 @@ class Recipe(Settings):
     schedule: Literal["steps", "cosine"] = "steps"
     warm_up: Fraction = 0.0  # part of all steps over which the rate rises from 0
     crops: Literal["independent", "border", "multiscale", "random", "centre"] = "independent"
+    dropout: Fraction | None = None  # before the classifiers, if other than the network's
+    batch: NonNegativeInt = 0  # clips of one update; 0: as `train.batch`
+    sub_batch: NonNegativeInt = 0  # clips that share BatchNorm statistics; 0: as `train.sub_batch`
 
     @model_validator(mode="after")
     def rates_given(self) -> Self:
@@ -155,9 +165,17 @@ class Train(Settings):
 
     @model_validator(mode="after")
     def sub_batches_fill_the_batch(self) -> Self:
-        if self.batch % self.sub_batch:
-            raise ValueError(f"batch {self.batch} is not a multiple of sub_batch {self.sub_batch}")
+        for stage in ("", "appearance", "motion", "joint"):
+            batch, sub_batch = self.batches(stage)
+            if batch % sub_batch:
+                raise ValueError(f"{stage} batch {batch} is not a multiple of sub_batch {sub_batch}".lstrip())
         return self
+
+    def batches(self, stage: str) -> tuple[int, int]:
+        """Clips of one update, and of one sub-batch, in a stage."""
+        recipe = getattr(self, stage) if stage else None
+        batch, sub_batch = (recipe.batch, recipe.sub_batch) if recipe is not None else (0, 0)
+        return batch or self.batch, sub_batch or self.sub_batch
 
 
 class Evaluate(Settings):

@@ -47,6 +47,7 @@ def training_stream(
     Both streams get T instants a drawn stride apart; a stream alone gets one instant (method of the released code).
     """
     data, seed = config.data, config.train.seed
+    batch, sub_batch = config.train.batches(stage)
     index = split.index("train")
     order = Order(count=len(index), seed=seed, kind=data.order, window=data.window, shard_of=index.shard_of())
 
@@ -54,7 +55,7 @@ def training_stream(
         draws = Draws.of(seed, stage, "window", position)
         if stage != "joint":
             return instants_of.only(instants_of.single(n, stack=data.stack, draws=draws), stage)
-        stride = Draws.of(seed, stage, "stride", position // config.train.sub_batch).integer(*data.stride)
+        stride = Draws.of(seed, stage, "stride", position // sub_batch).integer(*data.stride)
         return instants_of.training(
             n,
             frames=data.frames,
@@ -68,8 +69,8 @@ def training_stream(
         split,
         "train",
         order,
-        batch=config.train.batch,
-        sub_batch=config.train.sub_batch,
+        batch=batch,
+        sub_batch=sub_batch,
         choose=choose,
         then=lambda clips: decode(clips, pinned=pinned),
         threads=threads_of(data),

@@ -80,8 +80,10 @@ def _joined(walk: Walk, found: Sequence[FoundStream]) -> TwoStream:
 def _alone(walk: Walk, found: FoundStream) -> Stream:
     if over_time := [name for name, unit in found.units.items() if unit.over_time]:
         raise walk.wrong(f"a stream alone with filters over time in {', '.join(over_time)}, expected none")
-    if found.temporal_window > 1:
+    if found.temporal_window > 1 or found.temporal_stride > 1:
         raise walk.wrong("a stream alone with a maximum over time, expected none")
+    if joined := [name for name, unit in found.units.items() if unit.gate is not None]:
+        raise walk.wrong(f"a stream alone, joined with itself in {', '.join(joined)}, expected no other inputs")
     own = _stream_settings(found)
     settings = _settings(walk, {"appearance": own, "motion": own, **_shared(found)})
     mean = _average_image(walk.graph, found.channels)
@@ -96,9 +98,10 @@ def from_base(appearance_path: str | Path, motion_path: str | Path, **changes: A
     `changes` are fields of `config.Network`, for another way of joining. Raises WeightsError where the files are for
     different data sets, splits or classes, or their streams cannot be joined.
     """
-    origins = [origin_of(Path(path)) for path in (appearance_path, motion_path)]
-    if all(origin.dataset and origin.split for origin in origins) and origins[0].trained_on != origins[1].trained_on:
-        raise WeightsError(f"{appearance_path} is of {origins[0].trained_on}, {motion_path} of {origins[1].trained_on}")
+    one, other = origin_of(Path(appearance_path)), origin_of(Path(motion_path))
+    same = one.dataset == other.dataset and (one.split == other.split or not one.split * other.split)
+    if one.dataset and other.dataset and not same:
+        raise WeightsError(f"{appearance_path} is of {one.trained_on}, {motion_path} of {other.trained_on}")
     return join_streams(load_stream(appearance_path), load_stream(motion_path), **changes)
 
 
@@ -122,7 +125,7 @@ def join_streams(appearance: Stream, motion: Stream, **changes: Any) -> TwoStrea
     try:
         settings = Network.model_validate({**own, **shared, **changes})
     except ValidationError as error:
-        raise WeightsError(f"these streams cannot be joined so: {error.errors()[0]['msg']}") from error
+        raise WeightsError(f"these streams cannot be joined so: {_mistake(error)}") from error
     return join(settings, appearance, motion).eval()
 
 
@@ -170,7 +173,13 @@ def _settings(walk: Walk, fields: dict[str, Any]) -> Network:
     try:
         return Network.model_validate({"operator": "none", "temporal": TemporalFilters(units=()), **fields})
     except ValidationError as error:
-        raise walk.wrong(f"no network here is so: {error.errors()[0]['msg']}") from error
+        raise walk.wrong(f"no network here is so: {_mistake(error)}") from error
+
+
+def _mistake(error: ValidationError) -> str:
+    found = error.errors()[0]
+    where = ".".join(map(str, found["loc"]))
+    return f"{where} {found.get('input')!r}: {found['msg']}" if where else str(found["msg"])
 
 
 def _joint_settings(walk: Walk, appearance: FoundStream, motion: FoundStream) -> Network:
@@ -180,21 +189,20 @@ def _joint_settings(walk: Walk, appearance: FoundStream, motion: FoundStream) ->
         one, other = getattr(appearance, name), getattr(motion, name)
         if one != other:
             raise walk.wrong(f"{name} is {one} in appearance and {other} in motion; expected the same")
-    one, other = (
-        {name: unit.over_time for name, unit in stream.units.items() if unit.over_time}
-        for stream in (appearance, motion)
-    )
-    if one != other or len(set(one.values())) > 1:
-        raise walk.wrong(f"filters over time in {one} of appearance and {other} of motion; expected alike")
+    filtered = [tuple(name for name, unit in s.units.items() if unit.over_time) for s in (appearance, motion)]
+    kinds = {unit.over_time for s in (appearance, motion) for unit in s.units.values() if unit.over_time}
+    if len(kinds) > 1:
+        raise walk.wrong("filters over time both injected and inflated; expected one kind")
+    own = [_stream_settings(stream) for stream in (appearance, motion)]
+    if filtered[0] != filtered[1]:  # the released script, whose patterns miss some units of deeper networks
+        own[1] = own[1].model_copy(update={"temporal_units": filtered[1]})
     return _settings(
         walk,
         {
-            "appearance": _stream_settings(appearance),
-            "motion": _stream_settings(motion),
+            "appearance": own[0],
+            "motion": own[1],
             **_gates(walk, appearance, motion),
-            "temporal": TemporalFilters(
-                units=tuple(one), kind="inflated" if "inflated" in one.values() else "injected"
-            ),
+            "temporal": TemporalFilters(units=filtered[0], kind="inflated" if "inflated" in kinds else "injected"),
             "temporal_window": appearance.temporal_window,
             "temporal_stride": appearance.temporal_stride,
             **_shared(appearance),

@@ -22,7 +22,8 @@ def groups_at_once(network: nn.Module, config: Config, stage: str, device: torch
 
     What is learnt does not depend on it, but for the rounding of sums and the drawing of dropout.
     """
-    most = config.train.batch // config.train.sub_batch
+    batch, sub_batch = config.train.batches(stage)
+    most = batch // sub_batch
     if config.train.groups:
         return divisor(most, config.train.groups)
     if device.type != "cuda":
@@ -59,7 +60,7 @@ def saved_bytes(network: nn.Module, config: Config, stage: str, device: torch.de
             kept.add(storage)
 
     side, instants = config.data.crop, config.data.frames if stage == "joint" else 1
-    rgb, flow = blank_clips(config, config.train.sub_batch, instants, (side, side), device)
+    rgb, flow = blank_clips(config, config.train.batches(stage)[1], instants, (side, side), device)
     moments = {name: value.clone() for name, value in network.named_buffers()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda never: rgb), sub_batches(network, 1):
         if isinstance(network, TwoStream):

@@ -192,7 +192,7 @@ class Stream(nn.Module):
         self.temporal_window = shared.temporal_window if over_time else 1
         self.temporal_stride = shared.temporal_stride if over_time else 1
         width, bottleneck, names = settings.width, settings.depth >= 50, unit_names(settings.depth)
-        filtered = shared.temporal.units if over_time else ()
+        filtered = shared.filtered(settings) if over_time else ()
         if missing := sorted(set(filtered) - set(names)):
             raise NetworkError(
                 f"temporal filters in {', '.join(missing)}: depth {settings.depth} has {', '.join(names)}"

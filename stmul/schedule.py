@@ -9,6 +9,7 @@ from torch import nn
 
 from stmul.batchnorm import BatchNorm2d
 from stmul.config import Recipe
+from stmul.resnet import TemporalFilter
 
 
 def rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -29,7 +30,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     """All trained parameters in groups for an optimiser: `params`, `weight_decay`, `scale` of the rate, `name`.
 
     As released (matconvnet `setLrWd.m`): convolution weights are decayed; their biases learn twice as fast, as do the
-    scales of normalisations, whose biases learn at the rate itself; none of these is decayed.
+    scales of normalisations, whose biases learn at the rate itself; none of these is decayed. Temporal filters are
+    added after that was settled (`STMulNet.m`): their biases learn and are decayed as their weights.
     """
     groups: dict[str, dict[str, Any]] = {
         "weights": {"params": [], "weight_decay": weight_decay, "scale": 1.0},
@@ -40,6 +42,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     for module in network.modules():
         kind = "normalisation scales" if isinstance(module, BatchNorm2d) else "weights"
         other = "normalisation biases" if isinstance(module, BatchNorm2d) else "biases"
+        other = "weights" if isinstance(module, TemporalFilter) else other
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 groups[other if name == "bias" else kind]["params"].append(parameter)

@@ -96,6 +96,9 @@ def train_stages(
     classes = len(split.manifest.classes)
     for stage in start.stages:
         network = _begun(stage, states, config, classes, say).to(device)
+        if (dropout := getattr(config.train, stage).dropout) is not None:
+            for layer in (module for module in network.modules() if isinstance(module, nn.Dropout)):
+                layer.p = dropout
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)
         if not train_stage(stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop):

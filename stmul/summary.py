@@ -108,7 +108,8 @@ def summary_tables(config: Config, classes: int) -> tuple[Table, Table]:
 
 def _units(network: TwoStream, config: Config, classes: int, trained: Mapping[str, Mapping[str, Cost]]) -> Table:
     settings = config.network
-    kind = settings.temporal.kind if settings.temporal.units else ""
+    filtered = {*settings.filtered(settings.appearance), *settings.filtered(settings.motion)}
+    kind = settings.temporal.kind if filtered else ""
     joined = settings.operator if settings.operator != "none" else ""
     shown = _table(f"{classes} classes; a clip in training: {_clip(config.data.frames, (config.data.crop,) * 2)}")
     shown.add_column("unit")
@@ -118,7 +119,7 @@ def _units(network: TwoStream, config: Config, classes: int, trained: Mapping[st
     shown.add_column(f"over time\n{kind}")
     for row in ("stem", *network.order, "classifier"):
         cells = [cell for stream in STREAMS for cell in _cells(trained[stream].get(row))]
-        over_time = settings.temporal.initial if row in settings.temporal.units else ""
+        over_time = settings.temporal.initial if row in filtered else ""
         gates = (row in network.gated_appearance, row in network.gated_motion)
         shown.add_row(row, *cells, DIRECTIONS[gates], over_time)
     shown.add_section()
@@ -149,7 +150,8 @@ def _takes(network: TwoStream, config: Config, trained: Mapping[str, Mapping[str
     copies, words = (2, "gradients, momentum") if config.train.momentum else (1, "gradients")
     learning = [4 * parameters(stream) * copies for stream in streams]
     shown.add_row(words, *map(_memory, (*learning, sum(learning))))
-    shown.add_row(f"kept for backward, {_count(config.train.sub_batch, 'clip')}", "", "", _memory(saved))
+    _, clips = config.train.batches("joint")
+    shown.add_row(f"kept for backward, {_count(clips, 'clip')}", "", "", _memory(saved))
     shown.add_row("a test clip's widest moment", "", "", _memory(alive.most))
     shown.caption = (
         f"A test clip, {config.evaluate.protocol}: {_clip(clip.instants, clip.size)}"

@@ -383,7 +383,7 @@ def test_streams_of_unequal_clips_are_refused(shape):
     [
         ({"gated": ("2a",)}, "units that follow another in both streams are 2b, 3a"),
         ({"gated": ("3c",)}, "gated"),
-        ({"temporal": {"units": ("4c",)}}, "units of both streams are 2a, 2b"),
+        ({"temporal": {"units": ("4c",)}}, "units of depth 18 are 2a, 2b"),
         ({"motion": StreamNetwork(depth=18, width=4)}, "equal channels"),
         ({"motion": StreamNetwork(depth=50, width=2)}, "equal channels"),
         ({"gated": ("6b",)}, "pattern"),

@@ -87,7 +87,7 @@ def test_only_convolution_weights_are_decayed_and_biases_and_scales_learn_twice_
     assert found["motion.units.3b.temporal.weight"] == (5e-4, 1.0)
     assert found["appearance.classifier.weight"] == (5e-4, 1.0)
     assert found["appearance.classifier.bias"] == (0.0, 2.0)
-    assert found["motion.units.3b.temporal.bias"] == (0.0, 2.0)
+    assert found["motion.units.3b.temporal.bias"] == (5e-4, 1.0)
     assert found["appearance.units.3a.project_norm.weight"] == (0.0, 2.0)
     assert found["appearance.norm1.bias"] == (0.0, 1.0)
     assert "appearance.conv1.bias" not in found  # before a normalisation: not trained
