@@ -35,6 +35,13 @@ def _member(group: Any, name: str) -> Any:
     return group[name] if hard else Foreign("a link")
 
 
+def _refers(dataset: Any) -> bool:
+    import h5py
+
+    # Not `dtype == ref_dtype`: that is true of text as well, which would then be followed as a path.
+    return h5py.check_ref_dtype(dataset.dtype) is h5py.Reference
+
+
 def _elsewhere(dataset: Any) -> bool:
     """Whether a dataset's data lie in other files, or might."""
     import h5py
@@ -74,12 +81,10 @@ class Reader:
         return self.known[address]
 
     def _array(self, node: Any, kind: str, depth: int) -> Any:
-        import h5py
-
         if kind == "struct":  # without fields, or none: otherwise it is a group
             return {}
         empty = node.dtype == np.uint64 and bool(node.attrs.get("MATLAB_empty", 0))  # then it holds the axes' lengths
-        if kind == "cell" or node.dtype == h5py.ref_dtype:
+        if _refers(node) or (kind == "cell" and empty):
             # HDF5's axes are MATLAB's in reverse, so that going through it row by row goes column by column.
             return [] if empty else [self.value(self._target(one), depth + 1) for one in self._references(node)]
         if (kind not in NUMBERS and kind != "char") or node.dtype.kind not in "fiub":
@@ -103,7 +108,7 @@ class Reader:
         tables = {
             name: one
             for name, one in members.items()
-            if isinstance(one, h5py.Dataset) and one.dtype == h5py.ref_dtype and "MATLAB_class" not in one.attrs
+            if isinstance(one, h5py.Dataset) and _refers(one) and "MATLAB_class" not in one.attrs
         }
         if not tables:
             return {name: self.value(member, depth + 1) for name, member in members.items()}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -54,6 +54,12 @@ class Snapshot(Settings):
     classes: PositiveInt
     class_names: tuple[str, ...] = ()
     origin: Origin = Origin()
+
+    @model_validator(mode="after")
+    def flow_has_channels(self) -> Self:
+        if (self.stack == 0) != (self.kind == "appearance"):
+            raise ValueError(f"kind {self.kind} with a stack of {self.stack}")
+        return self
 
 
 def save_network(path: Path, network: TwoStream | Stream, origin: Origin) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -170,6 +172,28 @@ def test_class_names_are_taken_where_they_are_the_classifiers(saved, imported):
     assert join_streams(stream, load_stream(saved(motion_base()))).class_names == tuple(names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v5", "v7", "v7.3"])
+def test_the_full_network_is_read_in_ten_seconds_and_two_gigabytes(tmp_path, monkeypatch, version):
+    monkeypatch.setattr("tests.stmul.matconvnet_nets._calibrated", lambda one, seed: one)  # minutes at this size
+    path = tmp_path / "ucf101-ST-ResNet50-split=1.mat"
+    write(path, final(width=64, classes=101), version=version)
+    script = """
+import resource, sys, time
+from stmul.matconvnet import load_network
+started = time.monotonic()
+network = load_network(sys.argv[1])
+spent_s, peak_mib = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(spent_s, peak_mib, sum(one.numel() for one in network.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True)
+    spent_s, peak_mib, parameters = map(float, done.stdout.split())
+    print(f"{version}: {path.stat().st_size / 2**20:.0f} MiB read in {spent_s:.1f} s, peak {peak_mib:.0f} MiB")
+    assert parameters > 49e6
+    assert spent_s < 10
+    assert peak_mib < 2048
+
+
 # --- Base networks ----------------------------------------------------------------------------------------------------
 
 
@@ -244,9 +268,9 @@ def test_what_cannot_be_joined_is_refused(saved, bases, imported):
         from_base(*bases, gated=("9z",))
     with pytest.raises(WeightsError, match="operatr"):
         from_base(*bases, operatr="add")
-    with pytest.raises(WeightsError, match="6 classes.* 5"):
+    with pytest.raises(WeightsError, match=r"6 classes.* 5"):
         from_base(bases[0], saved(motion_base(classes=5)))
-    with pytest.raises(WeightsError, match="width 4.*width 8"):
+    with pytest.raises(WeightsError, match=r"width 4.*width 8"):
         from_base(bases[0], saved(motion_base(width=8)))
     with pytest.raises(WeightsError, match="streams"):
         from_base(bases[0], saved(net()))
@@ -279,7 +303,7 @@ def test_file_names_tell_data_set_and_split(name, dataset, split):
     assert name in origin.source
 
 
-# --- Other ways of joining: ST-ResNet (STResNet_stage1.m), gates into motion and into both ------------------------------
+# --- Other ways of joining: gates into motion and into both, ST-ResNet (STResNet_stage1.m) ----------------------------
 
 
 @pytest.mark.parametrize("into", [("spatial",), ("temporal",), STREAMS], ids=["appearance", "motion", "both"])
