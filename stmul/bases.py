@@ -9,13 +9,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
+from configs import text
 from stmul.checkpoint import load
+from stmul.config import Network
 from stmul.errors import CheckpointError, WeightsError
 from stmul.matconvnet import load_stream, origin_of
-from stmul.resnet import Stream
+from stmul.network import TwoStream
 from stmul.snapshot import Origin, describe, load_snapshot
 from stmul.weights import RGB_CHANNELS, Weights, made_for, read_state
 
@@ -30,7 +33,7 @@ class Base:
     path: Path
     stream: str  # "appearance" or "motion"
     origin: Origin
-    described: bool = False  # in the file itself: a whole network, not a state alone
+    kind: Literal["network", "checkpoint", "state"]  # a bare state does not say what it was made for
 
 
 def bases_in(folder: Path) -> list[Base]:
@@ -47,21 +50,23 @@ def bases_in(folder: Path) -> list[Base]:
 def _base(path: Path) -> Base | None:
     if path.suffix == ".mat":
         stream = "appearance" if re.search(r"(^|-)(img|rgb|appearance)(-|\.)", path.name.lower()) else "motion"
-        return Base(path=path, stream=stream, origin=origin_of(path), described=True)
+        return Base(path=path, stream=stream, origin=origin_of(path), kind="network")
     try:
         if path.suffix == ".safetensors":
             about = describe(path)
-            base = Base(path=path, stream=about.kind, origin=about.origin, described=True)
-            return base if about.kind in STREAMS else None
-        checkpoint = load(path)
-        origin = Origin(dataset=checkpoint.dataset, split=checkpoint.split, source=path.name)
-        return Base(path=path, stream=checkpoint.stage, origin=origin) if checkpoint.stage in STREAMS else None
+            base = Base(path=path, stream=about.kind, origin=about.origin, kind="network")
+        else:
+            checkpoint = load(path)
+            origin = Origin(dataset=checkpoint.dataset, split=checkpoint.split, source=path.name)
+            base = Base(path=path, stream=checkpoint.stage, origin=origin, kind="checkpoint")
+        return base if base.stream in STREAMS else None
     except (WeightsError, CheckpointError):  # no network that says what it is: then its name does, or nothing
         named = re.fullmatch(r"(.+?)(?:-split(\d+))?-(appearance|motion)", path.stem)
         if named is None:
             return None
         dataset, split, stream = named.groups()
-        return Base(path=path, stream=stream, origin=Origin(dataset=dataset, split=int(split or 0), source=path.name))
+        origin = Origin(dataset=dataset, split=int(split or 0), source=path.name)
+        return Base(path=path, stream=stream, origin=origin, kind="state")
 
 
 def fitting(bases: list[Base], dataset: str, split: int, *, other_split: bool) -> dict[str, Base]:
@@ -75,16 +80,21 @@ def load_bases(bases: Mapping[str, Base]) -> Weights:
     states: dict[str, Mapping[str, Tensor]] = {}
     shared: dict[str, str] = {}
     for name, base in bases.items():
-        if not base.described:
-            states[name] = read_state(base.path)
-            continue
-        network = load_stream(base.path) if base.path.suffix == ".mat" else load_snapshot(base.path)[0]
-        assert isinstance(network, Stream)
-        if (network.channels == RGB_CHANNELS) != (name == "appearance"):
-            raise WeightsError(f"{base.path}: a stream of {network.channels} channels, expected the {name} stream")
-        states[name] = network.state_dict()
-        mine = made_for(network.settings)
+        states[name], mine = _read(base)
         if any(shared.get(key, value) != value for key, value in mine.items()):
             raise WeightsError(f"{base.path}: made for {mine}, the other stream for {shared}; they cannot be joined")
         shared |= mine
     return Weights(states=states, shared=shared)
+
+
+def _read(base: Base) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """A base network's state, and the settings it was made for, as far as the file says."""
+    if base.kind == "state":
+        return read_state(base.path), {}
+    if base.kind == "checkpoint":
+        checkpoint = load(base.path)
+        return checkpoint.network, made_for(Network.model_validate(text.parse(checkpoint.config)["network"]))
+    network = load_stream(base.path) if base.path.suffix == ".mat" else load_snapshot(base.path)[0]
+    if isinstance(network, TwoStream) or (network.channels == RGB_CHANNELS) != (base.stream == "appearance"):
+        raise WeightsError(f"{base.path}: expected the {base.stream} stream alone, found another network")
+    return network.state_dict(), made_for(network.settings)

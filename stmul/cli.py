@@ -120,9 +120,12 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
     config = _on(config, split.location)
     device = choose_device(config.experiment)
     start = find_start(config, split)
-    config = settled(config, start)
+    asked, config = config, settled(config, start)
     run, goes_on = open_run(config, split, start, name=name, fresh=fresh)
     click.echo(f"start     {start.words}")
+    taken = [f"{name} {value}" for name, value in config.network if getattr(asked.network, name) != value]
+    if taken:
+        click.echo(f"network   as the starting weights were made: {', '.join(taken)}")
     click.echo(f"run       {run.folder}{' (goes on where it was stopped)' if goes_on else ''}, on {device}")
     with training_display(Console()) as watch, run_log(run) as log, stop_requests() as stop:
         done = train_stages(

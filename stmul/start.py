@@ -18,7 +18,7 @@ from stmul.matconvnet import load_network, origin_of
 from stmul.network import TwoStream
 from stmul.runs import STAGES, checkpoint_path, find_run
 from stmul.snapshot import Origin, load_snapshot
-from stmul.weights import imagenet
+from stmul.weights import imagenet, made_for
 
 State = Mapping[str, Tensor]
 
@@ -82,10 +82,13 @@ def _missing(folder: str, bases: Sequence[Base], found: Mapping[str, Base], own:
 
 
 def settled(config: Config, start: Start) -> Config:
-    """The settings with what the starting weights were made for. Raises WeightsError where they say otherwise."""
-    said = config.network.model_fields_set
+    """The settings with what the starting weights were made for, in place of defaults.
+
+    Raises WeightsError where the settings say something else than that and than their default.
+    """
+    defaults = Network()
     for name, value in start.shared.items():
-        if name in said and (found := getattr(config.network, name)) != value:
+        if (found := getattr(config.network, name)) not in (value, getattr(defaults, name)):
             raise WeightsError(
                 f"{start.words}: made for network.{name} {value}, the settings say {found}; leave that setting out"
             )
@@ -100,13 +103,16 @@ def _from_run(config: Config) -> Start:
         words = f"the network in {given}, trained on {origin.trained_on}"
         return Start(("joint",), words, {"joint": network.state_dict()}, fields)
     run = find_run(Path(config.experiment.folder), given)
+    shared = made_for(Network.model_validate(run.about().settings["network"]))
     if run.checkpoints("joint"):
         path = checkpoint_path(run, "joint", config.experiment.pre_trained_epoch)
-        return Start(("joint",), f"the joint network of run {run.id}, {path.stem}", {"joint": load(path).network})
+        return Start(
+            ("joint",), f"the joint network of run {run.id}, {path.stem}", {"joint": load(path).network}, shared
+        )
     states = {stream: load(checkpoint_path(run, stream, 0)).network for stream in STREAMS if run.checkpoints(stream)}
     if len(states) < len(STREAMS):
         raise RunError(f"{run.folder}: expected a joint network or both streams, found {', '.join(states) or 'none'}")
-    return Start(("joint",), f"the streams of run {run.id}", states)
+    return Start(("joint",), f"the streams of run {run.id}", states, shared)
 
 
 def is_network_file(given: str) -> bool:

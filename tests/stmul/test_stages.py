@@ -46,18 +46,18 @@ def test_the_pool_is_as_wide_as_the_last_map_in_training(small, crop, pool):
     assert pool_of(small(f"data.crop={crop}")) == pool
 
 
-def test_base_networks_are_found_by_data_set_and_stream_and_the_joint_network_starts_as_they_are(
+def test_base_networks_are_found_by_data_set_split_and_stream_and_the_joint_network_starts_as_they_are(
     small, split, tmp_path
 ):
     config = small("train.joint.epochs=0", f"train.base={tmp_path}", "train.stages=base")
-    with pytest.raises(WeightsError, match="drawn-appearance and drawn-motion"):
+    with pytest.raises(WeightsError, match="appearance and motion networks of drawn split 1, found neither"):
         find_start(config, split)
     bases = {stream: build(stream, small("train.seed=9"), 3) for stream in ("appearance", "motion")}
     for stream, network in bases.items():
-        torch.save(network.state_dict(), tmp_path / f"drawn-{stream}.pt")
+        torch.save(network.state_dict(), tmp_path / f"drawn-split1-{stream}.pt")
     _, start, _ = run_all(config, split)
     assert start.stages == ("joint",)
-    assert "drawn-appearance.pt and drawn-motion.pt" in start.words
+    assert "drawn-split1-appearance.pt and" in start.words
 
 
 def test_auto_without_weights_says_why_and_trains_from_scratch(small, split):
