@@ -8,83 +8,27 @@ matlab/+dagnn in matconvnet; ConvTime.m, PoolTime.m and Mul.m in feichtenhofer/m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from stmul.config import STRIDED, UNITS, unit_names
-from stmul.dagnn import Graph, Layer
-from stmul.errors import WeightsError
-
-State = dict[str, Tensor]
-
-
-@dataclass(slots=True, eq=False)
-class Walk:
-    """A way through a graph, against its arrows; what it has passed is remembered."""
-
-    graph: Graph
-    passed: set[str] = field(default_factory=set)  # layers
-    taken: dict[str, tuple[str, int]] = field(default_factory=dict)  # parameter -> the layer that has it, and as what
-    makers: dict[str, list[Layer]] = field(init=False)  # variable -> layers
-
-    def __post_init__(self) -> None:
-        self.makers = {}
-        for layer in self.graph.layers:
-            for variable in layer.outputs:
-                self.makers.setdefault(variable, []).append(layer)
-
-    def peek(self, variable: str | None) -> Layer | None:
-        """The layer that makes a variable; none makes an input of the net."""
-        makers = self.makers.get(variable, []) if variable is not None else []
-        if len(makers) > 1:
-            named = " and ".join(layer.name for layer in makers)
-            raise self.wrong(f"variable {variable} is made by layers {named}, expected one of them")
-        return makers[0] if makers else None
-
-    def back(self, variable: str, *types: str) -> Layer:
-        """The layer of one of `types` that makes a variable, passed by."""
-        layer = self.peek(variable)
-        if layer is None or layer.type not in types:
-            found = "none" if layer is None else str(layer)
-            raise self.wrong(f"variable {variable} is made by {found}, expected a layer of {' or '.join(types)}")
-        if not layer.inputs:
-            raise self.wrong(f"{layer} has no input")
-        if layer.name in self.passed and layer.type != "ReLU":  # the one thing that several layers read
-            raise self.wrong(f"{layer} is met twice: layers in a circle, or shared by two streams")
-        self.passed.add(layer.name)
-        return layer
-
-    def take(self, layer: Layer, position: int, shape: Sequence[int]) -> Tensor:
-        """A parameter of a layer; -1 in `shape` stands for whatever length fits. Dropped dimensions of 1 come back."""
-        if position >= len(layer.params):
-            raise self.wrong(f"{layer} has {len(layer.params)} parameters, expected at least {position + 1}")
-        name = layer.params[position]
-        if name not in self.graph.params:
-            raise self.wrong(f"{layer}: parameter {name} is missing")
-        owner, _ = found = self.taken.setdefault(name, (layer.name, position))
-        if found != (layer.name, position):
-            raise self.wrong(f"parameter {name} is shared by layers {owner} and {layer.name}")
-        value = self.graph.params[name]
-        known = int(np.prod([side for side in shape if side > 0]))
-        full = tuple(value.size // known if side < 0 else side for side in shape)
-        if tuple(side for side in full if side > 1) != tuple(side for side in value.shape if side > 1):
-            said = " x ".join("any" if side < 0 else str(side) for side in shape)
-            raise self.wrong(f"{layer}: parameter {name} has shape {list(value.shape)}, expected {said}")
-        return torch.from_numpy(np.ascontiguousarray(value.reshape(full)))
-
-    def before(self, layer: Layer | None) -> Layer | None:
-        """The layer that makes what a layer reads first."""
-        return self.peek(layer.inputs[0] if layer is not None and layer.inputs else None)
-
-    def wrong(self, what: str) -> WeightsError:
-        return WeightsError(f"{self.graph.where}: {what}")
-
-    def must(self, true: bool, layer: Layer, found: str, expected: str) -> None:
-        if not true:
-            raise self.wrong(f"{layer} has {found}, expected {expected}")
+from stmul.dagnn import Layer
+from stmul.dagnn_layers import (
+    State,
+    filters,
+    folded,
+    has_bias,
+    no_leak,
+    normalised,
+    pads_of,
+    plain,
+    pool_window,
+    relu,
+    strides_of,
+    time_filters,
+)
+from stmul.dagnn_walk import Walk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +86,7 @@ def read_stream(walk: Walk, scores: str) -> FoundStream:
     found: list[FoundUnit] = []
     while (maker := walk.peek(activation)) is not None and maker.type == "ReLU":
         found.append(_unit(walk, walk.back(activation, "ReLU")))
-        _no_leak(walk, maker)
+        no_leak(walk, maker)
         activation = found[-1].entering
     pooling, first, variable = _stem(walk, activation)
     named = _named(walk, found[::-1])
@@ -164,9 +108,9 @@ def read_stream(walk: Walk, scores: str) -> FoundStream:
 
 def _classifier(walk: Walk, scores: str) -> tuple[State, float, str]:
     layer = walk.back(scores, "Conv")
-    walk.must(_has_bias(walk, layer), layer, "no bias", "one")
+    walk.must(has_bias(walk, layer), layer, "no bias", "one")
     bias = walk.take(layer, 1, [-1])
-    state = {"classifier.weight": _filters(walk, layer, 1, len(bias), strides=(1,)), "classifier.bias": bias}
+    state = {"classifier.weight": filters(walk, layer, 1, len(bias), strides=(1,)), "classifier.bias": bias}
     dropout, variable = 0.0, layer.inputs[0]
     while (maker := walk.peek(variable)) is not None and maker.type == "DropOut":
         rate = maker.numbers("rate", [0.5], 1)[0]
@@ -179,24 +123,24 @@ def _classifier(walk: Walk, scores: str) -> tuple[State, float, str]:
 def _averages(walk: Walk, variable: str) -> tuple[int, int, int, str]:
     """Window of the average over space; window and stride of the maximum over time before it; what that one reads."""
     layer = walk.back(variable, "Pooling")
-    tall, wide = _pool(walk, layer, "avg")
-    walk.must(tall == wide and _strides(layer) == (1, 1), layer, f"a window of {tall} x {wide}", "a square, stride 1")
-    walk.must(not any(_pads(layer)), layer, f"padding {_pads(layer)}", "none")
+    tall, wide = pool_window(walk, layer, "avg")
+    walk.must(tall == wide and strides_of(layer) == (1, 1), layer, f"a window of {tall} x {wide}", "a square, stride 1")
+    walk.must(not any(pads_of(layer)), layer, f"padding {pads_of(layer)}", "none")
     variable = layer.inputs[0]
     if (maker := walk.peek(variable)) is None or maker.type != "PoolTime":
         return tall, 1, 1, variable
     layer = walk.back(variable, "PoolTime")
-    one, window = _pool(walk, layer, "max")
-    across, stride = _strides(layer)
+    one, window = pool_window(walk, layer, "max")
+    across, stride = strides_of(layer)
     walk.must(one == 1 == across, layer, f"a window of {one} positions, stride {across}", "time alone")
-    walk.must(not any(_pads(layer)), layer, f"padding {_pads(layer)}", "none")
+    walk.must(not any(pads_of(layer)), layer, f"padding {pads_of(layer)}", "none")
     return tall, window, stride, layer.inputs[0]
 
 
 def _unit(walk: Walk, relu: Layer) -> FoundUnit:
     """The unit whose sum `relu` reads."""
     total = walk.back(relu.inputs[0], "Sum")
-    _plain(walk, total)
+    plain(walk, total)
     ends = [variable for variable in total.inputs if _ends_a_branch(walk, variable)]
     walk.must(len(total.inputs) == 2 and len(ends) == 1, total, f"inputs {', '.join(total.inputs)}", "shortcut, branch")
     (shortcut,) = (variable for variable in total.inputs if variable != ends[0])
@@ -204,11 +148,11 @@ def _unit(walk: Walk, relu: Layer) -> FoundUnit:
     projected = (maker := walk.peek(shortcut)) is not None and maker.type == "BatchNorm"
     entering = shortcut
     if projected:
-        normal, variable, out = _normal(walk, shortcut, "project_norm")
+        normal, variable, out = normalised(walk, shortcut, "project_norm")
         layer = walk.back(variable, "Conv")
         both = strides[0] * strides[1]
-        state |= _folded(walk, layer, normal, "project_norm", out)
-        state["project.weight"] = _filters(walk, layer, 1, out, strides=(both,))
+        state |= folded(walk, layer, normal, "project_norm", out)
+        state["project.weight"] = filters(walk, layer, 1, out, strides=(both,))
         entering = layer.inputs[0]
     gate = None if inner == entering else _gate(walk, inner, entering)
     return FoundUnit(
@@ -235,12 +179,12 @@ def _branch(walk: Walk, end: str) -> tuple[State, tuple[int, int], str, str]:
     injected = (maker := walk.peek(variable)) is not None and maker.type == "ConvTime"
     if injected:
         layer = walk.back(variable, "ConvTime")
-        walk.must(_has_bias(walk, layer), layer, "no bias", "one")
+        walk.must(has_bias(walk, layer), layer, "no bias", "one")
         bias = walk.take(layer, 1, [-1])
-        state |= {"temporal.weight": _time_filters(walk, layer, len(bias)), "temporal.bias": bias}
+        state |= {"temporal.weight": time_filters(walk, layer, len(bias)), "temporal.bias": bias}
         variable = layer.inputs[0]
-    variable, middle, _ = _convolved(walk, _relu(walk, variable), state, 2, kernel=3, strides=(1, 2))
-    variable, first, inflated_first = _convolved(walk, _relu(walk, variable), state, 1, kernel=1, strides=(1, 2))
+    variable, middle, _ = _convolved(walk, relu(walk, variable), state, 2, kernel=3, strides=(1, 2))
+    variable, first, inflated_first = _convolved(walk, relu(walk, variable), state, 1, kernel=1, strides=(1, 2))
     if inflated_first != inflated_last or (inflated_first and injected):
         raise walk.wrong(f"the branch that makes {end} filters over time in a way no network here does")
     return state, (first, middle), "injected" if injected else "inflated" if inflated_first else "", variable
@@ -250,20 +194,20 @@ def _convolved(
     walk: Walk, variable: str, state: State, number: int, *, kernel: int, strides: tuple[int, ...]
 ) -> tuple[str, int, bool]:
     """A convolution and its normalisation, into `state`: what it reads, its stride, whether it looks along time."""
-    normal, variable, out = _normal(walk, variable, f"norm{number}")
+    normal, variable, out = normalised(walk, variable, f"norm{number}")
     layer = walk.back(variable, "Conv", "ConvTime") if kernel == 1 else walk.back(variable, "Conv")
     over_time = layer.type == "ConvTime"
-    state |= _folded(walk, layer, normal, f"norm{number}", out)
+    state |= folded(walk, layer, normal, f"norm{number}", out)
     state[f"conv{number}.weight"] = (
-        _time_filters(walk, layer, out) if over_time else _filters(walk, layer, kernel, out, strides=strides)
+        time_filters(walk, layer, out) if over_time else filters(walk, layer, kernel, out, strides=strides)
     )
-    return layer.inputs[0], 1 if over_time else _strides(layer)[0], over_time
+    return layer.inputs[0], 1 if over_time else strides_of(layer)[0], over_time
 
 
 def _gate(walk: Walk, inner: str, entering: str) -> Gate:
     """What joins the other stream: a product, or a sum, of this stream's sum before its ReLU and the other's after."""
     layer = walk.back(inner, "Mul", "Sum")
-    _plain(walk, layer)
+    plain(walk, layer)
     own = walk.back(entering, "ReLU").inputs[0]
     others = [variable for variable in layer.inputs if variable != own]
     walk.must(len(layer.inputs) == 2 and len(others) == 1, layer, f"inputs {', '.join(layer.inputs)}", f"{own} and one")
@@ -277,18 +221,18 @@ def _gate(walk: Walk, inner: str, entering: str) -> Gate:
 def _stem(walk: Walk, variable: str) -> tuple[str, State, str]:
     """Padding of the first maximum, the state of what comes before it, and the stream's input."""
     layer = walk.back(variable, "Pooling")
-    window, pads = _pool(walk, layer, "max"), _pads(layer)
+    window, pads = pool_window(walk, layer, "max"), pads_of(layer)
     kinds: dict[tuple[int, ...], str] = {(0, 1, 0, 1): "caffe", (1, 1, 1, 1): "torchvision"}
     walk.must(
-        window == (3, 3) and _strides(layer) == (2, 2) and pads in kinds,
+        window == (3, 3) and strides_of(layer) == (2, 2) and pads in kinds,
         layer,
-        f"window {window}, stride {_strides(layer)}, padding {pads}",
+        f"window {window}, stride {strides_of(layer)}, padding {pads}",
         "window 3, stride 2, padding 0 1 0 1 or 1 1 1 1",
     )
-    normal, variable, out = _normal(walk, _relu(walk, layer.inputs[0]), "norm1")
+    normal, variable, out = normalised(walk, relu(walk, layer.inputs[0]), "norm1")
     first = walk.back(variable, "Conv")
-    state = normal | {"conv1.weight": _filters(walk, first, 7, out, strides=(2,)), "conv1.bias": torch.zeros(out)}
-    if _has_bias(walk, first):
+    state = normal | {"conv1.weight": filters(walk, first, 7, out, strides=(2,)), "conv1.bias": torch.zeros(out)}
+    if has_bias(walk, first):
         state["conv1.bias"] = walk.take(first, 1, [out])
     source = walk.peek(first.inputs[0])
     walk.must(source is None, first, f"its input from {source}", "an input of the net")
@@ -316,100 +260,3 @@ def _stride_on(walk: Walk, units: Mapping[str, FoundUnit]) -> str:
             return kind
     odd = ", ".join(f"{name} {pair}" for name, pair in found.items() if pair != (1, 1))
     raise walk.wrong(f"strides of the first and middle convolutions: {odd}; expected 2 in one of them, in 3a, 4a, 5a")
-
-
-# Layers
-
-
-def _normal(walk: Walk, variable: str, name: str) -> tuple[State, str, int]:
-    """A normalisation's state, what it reads, and its channels."""
-    layer = walk.back(variable, "BatchNorm")
-    scale = walk.take(layer, 0, [-1])
-    moments = walk.take(layer, 2, [len(scale), 2])
-    sigma = moments[:, 1]
-    walk.must(
-        bool((sigma > 0).all() and (sigma.square() > 0).all()), layer, f"a sigma of {sigma.min():g}", "positive ones"
-    )
-    state = {
-        f"{name}.weight": scale,
-        f"{name}.bias": walk.take(layer, 1, [len(scale)]),
-        f"{name}.running_mean": moments[:, 0].clone(),
-        f"{name}.running_sigma": moments[:, 1].clone(),
-    }
-    return state, layer.inputs[0], len(scale)
-
-
-def _folded(walk: Walk, layer: Layer, normal: State, name: str, out: int) -> State:
-    """The normalisation's state with the bias of the convolution before it in its mean, where that one has a bias."""
-    if not _has_bias(walk, layer):
-        return normal
-    return normal | {f"{name}.running_mean": normal[f"{name}.running_mean"] - walk.take(layer, 1, [out])}
-
-
-def _has_bias(walk: Walk, layer: Layer) -> bool:
-    walk.must(len(layer.params) in (1, 2), layer, f"{len(layer.params)} parameters", "filters, and a bias or none")
-    used = layer.numbers("hasBias", [1], 1)[0] != 0
-    walk.must(used or len(layer.params) == 1, layer, "a bias, and hasBias false", "one or the other")
-    return len(layer.params) == 2
-
-
-def _filters(walk: Walk, layer: Layer, kernel: int, out: int, *, strides: tuple[int, ...]) -> Tensor:
-    """Filters (Cout, Cin, k, k) of a convolution that keeps the size but for its stride."""
-    side, pads = kernel // 2, _pads(layer)
-    walk.must(pads == (side,) * 4, layer, f"padding {pads}", f"{side} on every side")
-    down, across = _strides(layer)
-    said = " or ".join(map(str, strides))
-    walk.must(down == across and down in strides, layer, f"stride {down} x {across}", said)
-    _undilated(walk, layer)
-    return walk.take(layer, 0, [kernel, kernel, -1, out]).permute(3, 2, 0, 1).contiguous()
-
-
-def _time_filters(walk: Walk, layer: Layer, out: int) -> Tensor:
-    """Filters (Cout, Cin, 3) over the instants t-1, t, t+1."""
-    pads = _pads(layer)
-    walk.must(pads == (0, 0, 1, 1), layer, f"padding {pads}", "0 0 1 1: one instant before and after the clip")
-    walk.must(_strides(layer) == (1, 1), layer, f"stride {_strides(layer)}", "1")
-    _undilated(walk, layer)
-    return walk.take(layer, 0, [1, 3, -1, out])[0].permute(2, 1, 0).contiguous()
-
-
-def _relu(walk: Walk, variable: str) -> str:
-    layer = walk.back(variable, "ReLU")
-    _no_leak(walk, layer)
-    return layer.inputs[0]
-
-
-def _plain(walk: Walk, layer: Layer) -> None:
-    centre = layer.numbers("pickTemporalCentre", [0], 1)[0]
-    walk.must(centre == 0, layer, "pickTemporalCentre", "all instants")
-
-
-def _no_leak(walk: Walk, layer: Layer) -> None:
-    leak = layer.numbers("leak", [0], 1)[0]
-    walk.must(leak == 0, layer, f"leak {leak:g}", "0")
-
-
-def _undilated(walk: Walk, layer: Layer) -> None:
-    dilate = layer.whole("dilate", [1, 1], 2)
-    walk.must(dilate == (1, 1), layer, f"dilate {dilate}", "1")
-
-
-def _pool(walk: Walk, layer: Layer, method: str) -> tuple[int, int]:
-    walk.must(layer.text("method", "max") == method, layer, f"method {layer.text('method', 'max')}", method)
-    _undilated(walk, layer)
-    tall, wide = layer.whole("poolSize", [1, 1], 2)
-    walk.must(min(tall, wide) > 0, layer, f"poolSize {tall} {wide}", "a window")
-    return tall, wide
-
-
-def _strides(layer: Layer) -> tuple[int, int]:
-    down, across = layer.whole("stride", [1, 1], 2)
-    return down, across
-
-
-def _pads(layer: Layer) -> tuple[int, ...]:
-    """Top, bottom, left, right."""
-    if len(layer.numbers("pad", [0] * 4, 4)) == 2:
-        tall, wide = layer.whole("pad", [0] * 4, 2)
-        return tall, tall, wide, wide
-    return layer.whole("pad", [0] * 4, 4)

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from stmul.checkpoint import differences, first
 from stmul.config import Network, StreamNetwork, TemporalFilters
 from stmul.dagnn import Graph, read_graph
-from stmul.dagnn_stream import FoundStream, Walk, read_stream
+from stmul.dagnn_stream import FoundStream, read_stream
+from stmul.dagnn_walk import Walk
 from stmul.errors import WeightsError
 from stmul.network import TwoStream, join
 from stmul.resnet import Stream
