@@ -132,7 +132,7 @@ def train_stage(
 
     Returns False where `stop()` asked to end early; a checkpoint of that step has then been written.
     """
-    recipe, batch = getattr(config.train, stage), config.train.batch
+    recipe, (batch, _) = getattr(config.train, stage), config.train.batches(stage)
     count = len(split.index("train"))
     steps = steps_for(recipe.epochs, count=count, batch=batch)
     optimizer = SGD(
