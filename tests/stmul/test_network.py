@@ -423,3 +423,54 @@ def test_a_gpu_gives_the_same_scores(depth):
     found = network.cuda()(*(one.cuda() for one in clip))
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one.cpu(), other, rtol=1e-8, atol=1e-8)
+
+
+def equation(streams: TwoStream, name: str, x: Tensor, m: Tensor, instants: int) -> tuple[Tensor, Tensor]:
+    """Unit `name` of both streams, from the sums before it, as the paper writes it; of bottlenecks in evaluation."""
+
+    def branch(unit: nn.Module, y: Tensor) -> Tensor:
+        for i in (1, 2, 3):
+            y = nn.functional.conv2d(y, getattr(unit, f"conv{i}").weight, padding=(i == 2) * 1)
+            norm = getattr(unit, f"norm{i}")
+            scale, shift = (
+                norm.weight / norm.running_sigma,
+                norm.bias - norm.running_mean * norm.weight / norm.running_sigma,
+            )
+            y = y * scale[:, None, None] + shift[:, None, None]
+            y = y.clamp(min=0) if i < 3 else y
+            if i == 2 and unit.temporal is not None:
+                kernel, before = unit.temporal.weight, y.unflatten(0, (-1, instants)).transpose(1, 2)
+                y = nn.functional.conv3d(before, kernel[..., None, None], unit.temporal.bias, padding=(1, 0, 0))
+                y = y.transpose(1, 2).flatten(0, 1)
+        return y
+
+    appearance, motion = streams.appearance.units[name], streams.motion.units[name]
+    f = nn.functional.relu
+    return f(x) + branch(appearance, x * f(m)), f(m) + branch(motion, f(m))
+
+
+@pytest.mark.parametrize("name", ["2b", "3b", "5b"])
+def test_gate_shortcut_and_gradients_are_the_equations_by_autograd(name):
+    """Values, and the gradients of both sums and of every parameter, from either output alone."""
+    torch.manual_seed(4)
+    streams = drawn(TwoStream(settings(**DEEP), stack=STACK, classes=CLASSES, pool=POOL))
+    units = [stream.units[name] for stream in (streams.appearance, streams.motion)]
+    channels = units[0].conv1.weight.shape[1]
+    x, m = (torch.randn(6, channels, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    found = units[0](x, 3, m, torch.mul), units[1](m, 3)
+    expected = equation(streams, name, x, m, 3)
+    leaves = [x, m, *units[0].parameters(), *units[1].parameters()]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        weights = torch.randn_like(one)
+        gradients = [
+            torch.autograd.grad((out * weights).sum(), leaves, retain_graph=True, allow_unused=True)
+            for out in (one, other)
+        ]
+        for mine, theirs in zip(*gradients, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    # Of appearance's output both factors have gradients; motion's output has none from appearance.
+    assert torch.autograd.grad(found[0].sum(), m, retain_graph=True)[0].abs().sum() > 0
+    assert torch.autograd.grad(found[1].sum(), x, allow_unused=True)[0] is None
