@@ -91,7 +91,7 @@ def for_scipy(value: Any) -> Any:
 
 
 @given(value=VALUES, packed=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_scipy_writes_comes_back(tmp_path_factory, value, packed):
     path = tmp_path_factory.getbasetemp() / "value.mat"
     scipy.io.savemat(path, {"x": for_scipy(value), "y": 1.0}, do_compression=packed)
@@ -209,7 +209,7 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(saved, tmp_path, version):
     draws, whole = random.Random(version), saved(version).read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
-    for _ in range(40 if version == "v7.3" else 500):
+    for _ in range(20 if version == "v7.3" else 200):
         content = bytearray(whole)
         for _ in range(draws.choice((1, 1, 3))):
             place = draws.randrange(len(content))
@@ -220,7 +220,7 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(saved, tmp_path, version):
                 words = (0, 1, 14, 15, 0x7FFFFFFF, 0x40000000, 0x80000000, 0xFFFFFFFF)
                 content[place : place + 4] = struct.pack("<I", draws.choice(words))
         refused += not attempt(tmp_path / "flipped.mat", bytes(content))
-    assert refused > 4
+    assert refused > 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ ORIGIN = Origin(dataset="ucf101", split=2, source="a drawing")
 NAMES = ("Archery", "Fencing", "Tai Chi", "平衡木", "")
 
 
+@cache
 def network(kind: str = "joint", changes: Network = SETTINGS) -> TwoStream | Stream:
     torch.manual_seed(7)
     sizes = {"stack": 3, "classes": 5, "pool": 2}
