@@ -13,14 +13,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from configs import text
 from stmul.checkpoint import load
-from stmul.config import Network
 from stmul.errors import CheckpointError, WeightsError
 from stmul.matconvnet import load_stream, origin_of
 from stmul.network import TwoStream
 from stmul.snapshot import Origin, describe, load_snapshot
-from stmul.weights import RGB_CHANNELS, Weights, made_for, read_state
+from stmul.weights import RGB_CHANNELS, Weights, made_for, read_state, stepping
 
 STREAMS = ("appearance", "motion")
 ENDINGS = (".safetensors", ".pt", ".mat")  # the first that is there is taken
@@ -70,9 +68,10 @@ def _base(path: Path) -> Base | None:
 
 
 def fitting(bases: list[Base], dataset: str, split: int, *, other_split: bool) -> dict[str, Base]:
-    """The first base network of each stream that was trained on this split; with `other_split` on any."""
-    own = [base for base in bases if other_split or (base.origin.dataset, base.origin.split) == (dataset, split)]
-    return {base.stream: base for base in reversed(own)}
+    """The first base network of each stream that was trained on this split; with `other_split` else on any."""
+    own = [base for base in bases if (base.origin.dataset, base.origin.split) == (dataset, split)]
+    preferred = [*own, *bases] if other_split else own
+    return {base.stream: base for base in reversed(preferred)}
 
 
 def load_bases(bases: Mapping[str, Base]) -> Weights:
@@ -93,8 +92,8 @@ def _read(base: Base) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         return read_state(base.path), {}
     if base.kind == "checkpoint":
         checkpoint = load(base.path)
-        return checkpoint.network, made_for(Network.model_validate(text.parse(checkpoint.config)["network"]))
+        return checkpoint.network, made_for(checkpoint.config)
     network = load_stream(base.path) if base.path.suffix == ".mat" else load_snapshot(base.path)[0]
     if isinstance(network, TwoStream) or (network.channels == RGB_CHANNELS) != (base.stream == "appearance"):
         raise WeightsError(f"{base.path}: expected the {base.stream} stream alone, found another network")
-    return network.state_dict(), made_for(network.settings)
+    return network.state_dict(), stepping(network.settings)

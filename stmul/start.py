@@ -16,7 +16,7 @@ from stmul.config import Config, Network
 from stmul.errors import RunError, WeightsError
 from stmul.matconvnet import load_network, origin_of
 from stmul.network import TwoStream
-from stmul.runs import STAGES, checkpoint_path, find_run
+from stmul.runs import STAGES, Run, checkpoint_path, find_run
 from stmul.snapshot import Origin, load_snapshot
 from stmul.weights import imagenet, made_for
 
@@ -37,7 +37,7 @@ def find_start(config: Config, split: Split) -> Start:
     """What `train.stages` and the experiment's pre-trained run come to for this data set."""
     wanted = config.train.stages
     if config.experiment.pre_trained_id:
-        return _from_run(config)
+        return _from_run(config, split)
     notes = []
     if wanted in ("auto", "base"):
         bases, manifest = bases_in(Path(config.train.base)), split.manifest
@@ -95,24 +95,42 @@ def settled(config: Config, start: Start) -> Config:
     return config.model_copy(update={"network": config.network.model_copy(update=dict(start.shared))})
 
 
-def _from_run(config: Config) -> Start:
+def _from_run(config: Config, split: Split) -> Start:
     given = config.experiment.pre_trained_id
-    if is_network_file(given):
-        network, origin = load_joint(Path(given))
+    run = None if is_network_file(given) else find_run(Path(config.experiment.folder), given)
+    if file := given if run is None else run.about().network:
+        network, origin = load_joint(Path(file))
         fields = {name: getattr(network.settings, name) for name in Network.model_fields}
-        words = f"the network in {given}, trained on {origin.trained_on}"
-        return Start(("joint",), words, {"joint": network.state_dict()}, fields)
-    run = find_run(Path(config.experiment.folder), given)
-    shared = made_for(Network.model_validate(run.about().settings["network"]))
-    if run.checkpoints("joint"):
-        path = checkpoint_path(run, "joint", config.experiment.pre_trained_epoch)
-        return Start(
-            ("joint",), f"the joint network of run {run.id}, {path.stem}", {"joint": load(path).network}, shared
+        words = f"the network in {file}, of {origin.trained_on}"
+        start = Start(("joint",), words, {"joint": network.state_dict()}, fields)
+    else:
+        assert run is not None
+        about = run.about()
+        origin = Origin(dataset=about.dataset, split=about.split)
+        start = _from_trained(run, config.experiment.pre_trained_epoch)
+    manifest = split.manifest
+    known = origin.dataset and origin.split and not config.experiment.other_split
+    if known and (origin.dataset, origin.split) != (manifest.dataset, manifest.split):
+        raise WeightsError(
+            f"{start.words}: trained on {origin.trained_on}, these shards are {manifest.dataset} split {manifest.split}."
+            f" It may have seen the clips tested here; begin with it all the same: --set experiment.other_split=true"
         )
-    states = {stream: load(checkpoint_path(run, stream, 0)).network for stream in STREAMS if run.checkpoints(stream)}
-    if len(states) < len(STREAMS):
-        raise RunError(f"{run.folder}: expected a joint network or both streams, found {', '.join(states) or 'none'}")
-    return Start(("joint",), f"the streams of run {run.id}", states, shared)
+    return start
+
+
+def _from_trained(run: Run, epoch: int) -> Start:
+    if run.checkpoints("joint"):
+        path = checkpoint_path(run, "joint", epoch)
+        found = {"joint": load(path)}
+        words = f"the joint network of run {run.id}, {path.stem}"
+    else:
+        found = {stream: load(checkpoint_path(run, stream, 0)) for stream in STREAMS if run.checkpoints(stream)}
+        words = f"the streams of run {run.id}"
+        if len(found) < len(STREAMS):
+            held = ", ".join(found) or "none"
+            raise RunError(f"{run.folder}: expected a joint network or both streams, found {held}")
+    states = {stage: checkpoint.network for stage, checkpoint in found.items()}
+    return Start(("joint",), words, states, made_for(next(iter(found.values())).config))
 
 
 def is_network_file(given: str) -> bool:

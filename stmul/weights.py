@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from configs import text
 from stmul.batchnorm import sigma_of
 from stmul.checkpoint import differences, first
 from stmul.config import FLOW_MEAN, STRIDED, UNITS, Data, Network, StreamNetwork, unit_names
@@ -34,9 +35,17 @@ class Weights:
     shared: Mapping[str, Any]
 
 
-def made_for(network: Network) -> dict[str, str]:
+def stepping(network: Network) -> dict[str, str]:
     """Where a network steps and how it pools: what weights alone do not show."""
     return {"stride_on": network.stride_on, "pooling": network.pooling}
+
+
+def made_for(config: str) -> dict[str, str]:
+    """The same of the network that a checkpoint's settings (YAML) are for; nothing if they are of another version."""
+    try:
+        return stepping(Network.model_validate(text.parse(config)["network"]))
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -114,7 +123,7 @@ def _from_matconvnet(path: Path, settings: StreamNetwork, channels: int) -> tupl
             f"{path}: a ResNet-{stream.own.depth} on {stream.channels} channels, expected depth {settings.depth} on RGB"
         )
     state = stream.state_dict()
-    return (state if channels == RGB_CHANNELS else _for_motion(state, channels)), made_for(stream.settings)
+    return (state if channels == RGB_CHANNELS else _for_motion(state, channels)), stepping(stream.settings)
 
 
 def _for_motion(state: State, channels: int) -> dict[str, Tensor]:

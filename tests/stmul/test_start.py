@@ -111,6 +111,11 @@ def test_every_kind_of_base_file_is_known_by_what_it_says_or_by_its_name(small, 
     assert both.shared == {"stride_on": "3x3", "pooling": "caffe"}
     assert torch.equal(both.states["motion"]["conv1.weight"], bare["conv1.weight"])
     assert fitting(bases_in(folder), "drawn", 1, other_split=False) == {}
+    own = fitting(bases_in(folder), "drawn", 3, other_split=True)  # what there is of the split itself goes first
+    assert {stream: base.path.name for stream, base in own.items()} == {
+        "appearance": "mine.safetensors",
+        "motion": "drawn-split3-motion.pt",
+    }
 
 
 def test_a_streams_checkpoint_is_a_base_network_of_its_split(small, split, tmp_path):
@@ -126,9 +131,13 @@ def test_a_streams_checkpoint_is_a_base_network_of_its_split(small, split, tmp_p
     again = find_start(small(f"train.base={folder}", "train.stages=base"), split)
     assert again.shared == {"stride_on": "3x3", "pooling": "caffe"}
     assert settled(small(), again).network.pooling == "caffe"
-    # The run itself says so too.
-    from_run = find_start(small(f"experiment.pre_trained_id={run.id}"), split)
-    assert from_run.shared == {"stride_on": "3x3", "pooling": "caffe"}
+    # The run itself says so too, and is not begun with on other clips.
+    asked = small(f"experiment.pre_trained_id={run.id}")
+    assert find_start(asked, split).shared == {"stride_on": "3x3", "pooling": "caffe"}
+    with pytest.raises(WeightsError, match=r"trained on drawn split 1, these shards are drawn split 2"):
+        find_start(asked, made_of(split, "drawn", 2))
+    told = small(f"experiment.pre_trained_id={run.id}", "experiment.other_split=true")
+    assert find_start(told, split).stages == ("joint",)
 
 
 def test_streams_made_for_different_networks_are_not_joined(small, tmp_path):
