@@ -108,17 +108,35 @@ def load_snapshot(path: Path) -> tuple[TwoStream | Stream, Snapshot]:
     tensors = load_file(path)
     if (found := _checksum(metadata[KEY], tensors)) != metadata.get(CHECK):
         raise WeightsError(f"{path}: damaged: checksum {found}, expected {metadata.get(CHECK, 'one')}; copy it again")
+    shapes = _telling_shapes(about)
+    wrong = [name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape]
+    if wrong:  # before it takes memory for what is only said
+        raise WeightsError(f"{path}: not the network that it says it is: {wrong[0]} is not {shapes[wrong[0]]}")
     try:
-        with torch.device("meta"):  # sizes first, memory then
-            wrong = differences(tensors, _built(about).state_dict())
+        network = _built(about)
     except NetworkError as error:
         raise WeightsError(f"{path}: no network here is so: {error}") from error
-    if wrong:
+    if wrong := differences(tensors, network.state_dict()):
         raise WeightsError(f"{path}: not the network that it says it is: {first(wrong)}")
-    network = _built(about)
     network.load_state_dict(tensors)
     network.class_names = about.class_names
     return network.eval(), about
+
+
+def _telling_shapes(about: Snapshot) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that bound all others: what enters, the widest of the 3x3 filters, the classifier."""
+    streams = {
+        "appearance": (about.network.appearance, RGB_CHANNELS),
+        "motion": (about.network.motion, 2 * about.stack),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (own, channels) in streams.items():
+        if about.kind in ("joint", name):
+            prefix, widest = f"{name}." if about.kind == "joint" else "", own.width << 3
+            shapes[f"{prefix}conv1.weight"] = (own.width, channels, 7, 7)
+            shapes[f"{prefix}units.5b.conv2.weight"] = (widest, widest, 3, 3)
+            shapes[f"{prefix}classifier.bias"] = (about.classes,)
+    return shapes
 
 
 def _built(about: Snapshot) -> TwoStream | Stream:

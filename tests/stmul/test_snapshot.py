@@ -168,10 +168,19 @@ def test_another_description_is_refused(saved, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": 6}, r"classifier.weight has shape \[5, .* expected \[6"),
-        ({"classes": 10**12}, "classifier.weight has shape"),
-        ({"kind": "joint", "stack": 3}, "appearance.mean is missing"),
-        ({"kind": "motion", "stack": 3}, "mean has shape"),
+        ({"classes": 6}, r"classifier.bias is not \(6,\)"),
+        ({"classes": 10**12}, "classifier.bias is not"),
+        ({"kind": "joint", "stack": 3}, "appearance.conv1.weight is not"),
+        ({"kind": "motion", "stack": 3}, "conv1.weight is not"),
+        (
+            {"network": {**json.loads(SETTINGS.model_dump_json()), "appearance": {"depth": 152, "width": 10**6}}},
+            "joins",
+        ),
+        (
+            {"network": {"operator": "none", "appearance": {"depth": 152, "width": 10**6}}},
+            r"conv1.weight is not \(1000000, 3, 7, 7\)",
+        ),
+        ({"network": {"operator": "none", "appearance": {"depth": 152, "width": 4}}}, "units.2a.conv1.weight|missing"),
     ],
 )
 def test_a_description_of_another_network_is_refused_before_it_takes_memory(
