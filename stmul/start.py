@@ -112,7 +112,7 @@ def _from_run(config: Config, split: Split) -> Start:
     known = origin.dataset and origin.split and not config.experiment.other_split
     if known and (origin.dataset, origin.split) != (manifest.dataset, manifest.split):
         raise WeightsError(
-            f"{start.words}: trained on {origin.trained_on}, these shards are {manifest.dataset} split {manifest.split}."
+            f"{start.words}: trained on {origin.trained_on}, and these are {manifest.dataset} split {manifest.split}."
             f" It may have seen the clips tested here; begin with it all the same: --set experiment.other_split=true"
         )
     return start

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from stmul.__main__ import main
+from stmul.evaluate import clip_scores
 from stmul.matconvnet import from_base, load_network
 from stmul.snapshot import load_snapshot
 from tests.stmul.matconvnet_files import appearance_base, final, motion_base, write
+from tests.stmul.matconvnet_scores import scores
 
 APPEARANCE, MOTION = "ucf101-img-resnet50-split1-dr0.mat", "ucf101-resnet50-split1-dr0.8.mat"
 FINAL = "ST-MulNet-img50-flow50-final.mat"
@@ -104,3 +110,38 @@ def test_what_cannot_be_imported_is_refused_before_anything_is_written(mat, tmp_
     out = stmul("import-matconvnet", *(word.format(m=mat, t=tmp_path) for word in words), code=1)
     assert expected in out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_in_the_documents_runs(mat, tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(mat)
+    clip = {"rgb_THWC": np.zeros((6, 224, 224, 3), np.uint8), "flow_THWC": np.full((6, 224, 224, 8), 128, np.uint8)}
+    names: dict[str, object] = dict(clip)
+    exec(compile(code, str(page), "exec"), names)
+    assert names["fused"].shape == (3,)
+
+
+def test_streams_may_filter_over_time_in_other_units(tmp_path):
+    """STMulNet.m looks for `b_branch2b`: in a ResNet-152 that is in 2b and 5b, for 3b is called 3b1 there."""
+    net = final(width=4, classes=3, stack=4, depth_motion=152)
+    missed = {f"res{unit}_branch2b_relu_temporal_Time" for unit in ("3b1", "4b1")}
+    left_out = [layer for layer in net.layers if layer.name in missed]
+    assert len(left_out) == 2
+    replaced = {layer.outputs[0]: layer.inputs[0] for layer in left_out}
+    layers = tuple(
+        replace(layer, inputs=tuple(replaced.get(name, name) for name in layer.inputs))
+        for layer in net.layers
+        if layer not in left_out
+    )
+    names = {name for layer in left_out for name in layer.params}
+    odd = replace(net, layers=layers, params=tuple(param for param in net.params if param.name not in names))
+    write(tmp_path / "img50-flow152.mat", odd)
+    network = load_network(tmp_path / "img50-flow152.mat")
+    assert network.settings.temporal.units == ("2b", "3b", "4b", "5b")
+    assert network.settings.motion.temporal_units == ("2b", "5b")
+    draws = np.random.default_rng(1)
+    rgb, flow = (draws.integers(0, 256, (6, 196, 228, channels), np.uint8) for channels in (3, 8))
+    found = clip_scores(network, rgb, flow)
+    for one, other in zip(found, scores(odd, rgb, flow), strict=True):
+        assert np.abs(one.numpy() - other).max() <= 1e-4 * np.abs(other).max()

@@ -134,7 +134,7 @@ def test_a_streams_checkpoint_is_a_base_network_of_its_split(small, split, tmp_p
     # The run itself says so too, and is not begun with on other clips.
     asked = small(f"experiment.pre_trained_id={run.id}")
     assert find_start(asked, split).shared == {"stride_on": "3x3", "pooling": "caffe"}
-    with pytest.raises(WeightsError, match=r"trained on drawn split 1, these shards are drawn split 2"):
+    with pytest.raises(WeightsError, match=r"trained on drawn split 1, and these are drawn split 2"):
         find_start(asked, made_of(split, "drawn", 2))
     told = small(f"experiment.pre_trained_id={run.id}", "experiment.other_split=true")
     assert find_start(told, split).stages == ("joint",)
