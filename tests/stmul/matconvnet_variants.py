@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stmul.dagnn import UNREAD
+from stmul.dagnn.graph import UNREAD
 from stmul.matfile import Foreign
 from tests.stmul.matconvnet_files import Handle, Layer, Net, Param, final
 

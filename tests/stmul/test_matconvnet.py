@@ -62,7 +62,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Net], TwoStream | Strea
 
     def load(one: Net) -> TwoStream | Stream:
         with monkeypatch.context() as patch:
-            patch.setattr("stmul.dagnn.read_variables", lambda path, names, unread: as_read(one))
+            patch.setattr("stmul.dagnn.graph.read_variables", lambda path, names, unread: as_read(one))
             return load_either("net.mat")
 
     return load
@@ -94,9 +94,8 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     ("instants", "height", "width", "mirror", "kind", "stack"),
     [
         (6, 196, 228, True, "uint8", 10),
-        (6, 228, 196, False, "float32", 3),
         (25, 196, 196, False, "float64", 2),
-        (3, 196, 228, False, "uint8", 3),
+        (3, 228, 196, False, "float32", 3),
     ],
 )
 def test_scores_are_those_of_the_stored_graph(saved, instants, height, width, mirror, kind, stack):
@@ -166,10 +165,8 @@ def test_every_way_of_saving_gives_the_same_network(saved, imported, how):
 @pytest.mark.parametrize(
     "how",
     [
-        {"names": "strings"},
-        {"squeezed": True},
-        {"blocks": "old"},
-        {"order": "shuffled"},
+        {"names": "strings", "order": "shuffled"},
+        {"squeezed": True, "blocks": "old"},
         {"version": "v7.3", "extras": True},
     ],
     ids=lambda how: " ".join(map(str, how.values())),
@@ -350,8 +347,11 @@ def test_file_names_tell_data_set_and_split(name, dataset, split):
 # --- Other ways of joining: gates into motion and into both, ST-ResNet (STResNet_stage1.m) ----------------------------
 
 
-@pytest.mark.parametrize("into", [("spatial",), ("temporal",), STREAMS], ids=["appearance", "motion", "both"])
-@pytest.mark.parametrize("operator", ["Mul", "Sum"])
+@pytest.mark.parametrize(
+    ("into", "operator"),
+    [(("spatial",), "Sum"), (("temporal",), "Mul"), (STREAMS, "Mul"), (STREAMS, "Sum")],
+    ids=["appearance sum", "motion product", "both products", "both sums"],
+)
 def test_streams_are_joined_in_the_stored_direction_by_the_stored_operator(loaded, into, operator):
     other = gated(net(), into, operator)
     network = loaded(other)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from stmul.dagnn import UNREAD
+from stmul.dagnn.graph import UNREAD
 from stmul.errors import WeightsError
 from stmul.matconvnet import load_network, load_stream
 from stmul.matfile import read_variables
@@ -325,7 +325,7 @@ def test_a_final_net_is_refused_for(what, monkeypatch):
 
 
 def refused(start: Net, change: Change, message: str, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stmul.dagnn.read_variables", lambda path, names, unread: as_read(change(start)))
+    monkeypatch.setattr("stmul.dagnn.graph.read_variables", lambda path, names, unread: as_read(change(start)))
     with pytest.raises(WeightsError, match=message) as caught:
         load("ucf101.mat")
     assert str(caught.value).startswith("ucf101.mat: ")

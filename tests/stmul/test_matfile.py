@@ -26,7 +26,7 @@ from hypothesis.extra import numpy as arrays
 
 from stmul.errors import WeightsError
 from stmul.matfile import Foreign, read_variables
-from stmul.matfile73 import read_hdf5
+from stmul.matfile.hdf5 import read_hdf5
 from tests.stmul.matconvnet_files import Net, final, write
 
 VERSIONS = ("v5", "v7", "v7.3")
@@ -209,7 +209,7 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(saved, tmp_path, version):
     draws, whole = random.Random(version), saved(version).read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
-    for _ in range(20 if version == "v7.3" else 200):
+    for _ in range(15 if version == "v7.3" else 150):
         content = bytearray(whole)
         for _ in range(draws.choice((1, 1, 3))):
             place = draws.randrange(len(content))
@@ -220,7 +220,7 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(saved, tmp_path, version):
                 words = (0, 1, 14, 15, 0x7FFFFFFF, 0x40000000, 0x80000000, 0xFFFFFFFF)
                 content[place : place + 4] = struct.pack("<I", draws.choice(words))
         refused += not attempt(tmp_path / "flipped.mat", bytes(content))
-    assert refused > 2
+    assert refused > 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 

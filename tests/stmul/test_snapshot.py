@@ -115,7 +115,7 @@ def test_a_file_is_whole_or_absent(saved, tmp_path, monkeypatch):
 
 
 @given(part=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_cut_file_is_refused(saved, tmp_path_factory, part):
     whole = saved("appearance").read_bytes()
     path = tmp_path_factory.getbasetemp() / "cut.safetensors"
@@ -125,7 +125,7 @@ def test_a_cut_file_is_refused(saved, tmp_path_factory, part):
 
 
 @given(part=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), head=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_file_with_a_flipped_bit_is_refused(saved, tmp_path_factory, part, bit, head):
     whole = bytearray(saved("appearance").read_bytes())
     length = 8 + struct.unpack("<Q", whole[:8])[0] if head else len(whole)
