@@ -18,9 +18,7 @@ from pydantic import ValidationError
 
 from stmul.checkpoint import differences, first
 from stmul.config import Network, StreamNetwork, TemporalFilters
-from stmul.dagnn import Graph, read_graph
-from stmul.dagnn_stream import FoundStream, read_stream
-from stmul.dagnn_walk import Walk
+from stmul.dagnn import FoundStream, Graph, Walk, read_graph, read_stream
 from stmul.errors import WeightsError
 from stmul.network import TwoStream, join
 from stmul.resnet import Stream

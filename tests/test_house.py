@@ -35,7 +35,7 @@ PLACES = {
     "lmdb": r"shards/.*",
     "obstore": r"shards/stores/.*",
     "boto3": r"shards/stores/.*",
-    "h5py": r"stmul/matfile73\.py",
+    "h5py": r"stmul/matfile/hdf5\.py",
     "scipy": r"nothing: a wrong byte in a MATLAB file can end its process",
     "simplejpeg": r"(stmul|preprocess)/.*",
 }

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmul.dagnn import Graph, Layer
+from stmul.dagnn.graph import Graph, Layer
 from stmul.errors import WeightsError
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stmul.matvalue import DEEPEST, Allowance, Foreign, allowance
+from stmul.matfile.values import DEEPEST, Allowance, Foreign, allowance
 
 HEADER = 128  # bytes before the first variable
 MATRIX, PACKED = 14, 15  # kinds of elements
@@ -33,7 +33,7 @@ Order = Literal["<", ">"]  # of bytes
 
 
 def read_classic(path: Path, names: Sequence[str], unread: Set[str]) -> dict[str, Any]:
-    """As `matfile.read_variables`. Raises ValueError or zlib.error where the file is damaged."""
+    """As `read_variables`. Raises ValueError or zlib.error where the file is damaged."""
     found: dict[str, Any] = {}
     size = path.stat().st_size
     left = allowance(size)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from stmul.matvalue import DEEPEST, Allowance, Foreign, allowance
+from stmul.matfile.values import DEEPEST, Allowance, Foreign, allowance
 
 NUMBERS = {"single", "double", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
 def read_hdf5(path: Path, names: Sequence[str], unread: Set[str]) -> dict[str, Any]:
-    """As `matfile.read_variables`. Raises whatever HDF5 does where the file is damaged."""
+    """As `read_variables`. Raises whatever HDF5 does where the file is damaged."""
     import h5py
 
     with h5py.File(path, "r") as file:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from stmul.config import STRIDED, UNITS, unit_names
-from stmul.dagnn import Layer
-from stmul.dagnn_layers import (
+from stmul.dagnn.graph import Layer
+from stmul.dagnn.layers import (
     State,
     filters,
     folded,
@@ -28,7 +28,7 @@ from stmul.dagnn_layers import (
     strides_of,
     time_filters,
 )
-from stmul.dagnn_walk import Walk
+from stmul.dagnn.walk import Walk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

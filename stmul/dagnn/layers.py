@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stmul.dagnn import Layer
-from stmul.dagnn_walk import Walk
+from stmul.dagnn.graph import Layer
+from stmul.dagnn.walk import Walk
 
 State = dict[str, Tensor]
 

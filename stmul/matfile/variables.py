@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stmul.errors import WeightsError
-from stmul.matfile5 import read_classic
-from stmul.matfile73 import read_hdf5
-from stmul.matvalue import Foreign
-
-__all__ = ["Foreign", "read_variables"]
+from stmul.matfile.classic import read_classic
+from stmul.matfile.hdf5 import read_hdf5
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
