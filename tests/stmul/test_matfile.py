@@ -220,7 +220,7 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(saved, tmp_path, version):
                 words = (0, 1, 14, 15, 0x7FFFFFFF, 0x40000000, 0x80000000, 0xFFFFFFFF)
                 content[place : place + 4] = struct.pack("<I", draws.choice(words))
         refused += not attempt(tmp_path / "flipped.mat", bytes(content))
-    assert refused > 1
+    assert refused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
