@@ -14,11 +14,12 @@ from typing import Literal
 from torch import Tensor
 
 from stmul.checkpoint import load
+from stmul.config import RGB_CHANNELS
 from stmul.errors import CheckpointError, WeightsError
 from stmul.matconvnet import load_stream, origin_of
 from stmul.network import TwoStream
 from stmul.snapshot import Origin, describe, load_snapshot
-from stmul.weights import RGB_CHANNELS, Weights, made_for, read_state, stepping
+from stmul.weights import Weights, made_for, read_state, stepping
 
 STREAMS = ("appearance", "motion")
 ENDINGS = (".safetensors", ".pt", ".mat")  # the first that is there is taken

@@ -11,6 +11,7 @@ from configs import Settings
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Precision = Literal["float32", "bfloat16"]  # of convolutions; weights, statistics, scores and losses are float32
 Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]{1,2}$")]  # a residual unit by its name in the papers: 2b, 3b, ...
+RGB_CHANNELS = 3
 FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
 STRIDED = ("3a", "4a", "5a")  # units that halve height and width

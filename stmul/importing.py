@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stmul.config import RGB_CHANNELS
 from stmul.errors import WeightsError
-from stmul.matconvnet import RGB_CHANNELS, join_streams, load_either, origin_of
+from stmul.matconvnet import join_streams, load_either, origin_of
 from stmul.network import TwoStream
 from stmul.resnet import Stream
 from stmul.snapshot import Origin, save_network

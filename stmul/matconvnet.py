@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stmul.checkpoint import differences, first
-from stmul.config import Network, StreamNetwork, TemporalFilters
+from stmul.config import RGB_CHANNELS, Network, StreamNetwork, TemporalFilters
 from stmul.dagnn import FoundStream, Graph, Walk, read_graph, read_stream
 from stmul.errors import WeightsError
 from stmul.network import TwoStream, join
 from stmul.resnet import Stream
 from stmul.snapshot import Origin
-
-RGB_CHANNELS = 3
+from stmul.weights import stepping
 
 
 def load_network(path: str | Path) -> TwoStream:
@@ -112,8 +111,7 @@ def join_streams(appearance: Stream, motion: Stream, **changes: Any) -> TwoStrea
     ):
         if not fits:
             raise WeightsError(f"the {name} stream has {stream.channels} input channels; were the two exchanged?")
-    shared = {name: getattr(appearance.settings, name) for name in ("stride_on", "pooling")}
-    if any(getattr(motion.settings, name) != value for name, value in shared.items()):
+    if stepping(appearance.settings) != stepping(motion.settings):
         raise WeightsError("the two streams differ in where they stride or how they pool; no network here joins them")
     if appearance.classes != motion.classes or appearance.pool != motion.pool:
         raise WeightsError(
@@ -122,7 +120,7 @@ def join_streams(appearance: Stream, motion: Stream, **changes: Any) -> TwoStrea
         )
     own = {"appearance": appearance.own, "motion": motion.own}
     try:
-        settings = Network.model_validate({**own, **shared, **changes})
+        settings = Network.model_validate({**own, **stepping(appearance.settings), **changes})
     except ValidationError as error:
         raise WeightsError(f"these streams cannot be joined so: {_mistake(error)}") from error
     return join(settings, appearance, motion).eval()

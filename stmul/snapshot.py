@@ -19,13 +19,12 @@ from configs import Settings
 from shards.format import crc32c
 from shards.writer import whole
 from stmul.checkpoint import differences, first
-from stmul.config import Network
+from stmul.config import RGB_CHANNELS, Network
 from stmul.errors import NetworkError, WeightsError
 from stmul.network import TwoStream, single
 from stmul.resnet import Stream
 
 KEY, CHECK = "stmul", "crc32c"  # of the metadata: what network it is, and a checksum over that and all tensors
-RGB_CHANNELS = 3
 
 
 class Origin(Settings):

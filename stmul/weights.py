@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from configs import text
 from stmul.batchnorm import sigma_of
 from stmul.checkpoint import differences, first
-from stmul.config import FLOW_MEAN, STRIDED, UNITS, Data, Network, StreamNetwork, unit_names
+from stmul.config import FLOW_MEAN, RGB_CHANNELS, STRIDED, UNITS, Data, Network, StreamNetwork, unit_names
 from stmul.errors import WeightsError
 
 State = Mapping[str, Tensor]
 IMAGENET_WIDTH = 64
-RGB_CHANNELS = 3
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)  # 255 x its 0.485 0.456 0.406
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 HEADS = ("classifier.weight", "classifier.bias")
