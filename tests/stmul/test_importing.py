@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 
 from stmul.__main__ import main
+from stmul.checkpoint import load
 from stmul.evaluate import clip_scores
-from stmul.matconvnet import from_base, load_network
+from stmul.matconvnet import from_base, load_network, load_stream
 from stmul.snapshot import load_snapshot
 from tests.stmul.matconvnet_files import appearance_base, final, motion_base, write
 from tests.stmul.matconvnet_scores import scores
@@ -145,3 +146,29 @@ def test_streams_may_filter_over_time_in_other_units(tmp_path):
     found = clip_scores(network, rgb, flow)
     for one, other in zip(found, scores(odd, rgb, flow), strict=True):
         assert np.abs(one.numpy() - other).max() <= 1e-4 * np.abs(other).max()
+
+
+def test_the_joint_network_is_trained_from_the_authors_files_as_they_are(mat, tmp_path, make_split, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_split(tmp_path / "split1", train=4, test=2, width=64, height=48, frames=14)
+    bases = tmp_path / "experiment" / "base_pretrained_nets"
+    bases.mkdir(parents=True)
+    for name in (APPEARANCE, MOTION):
+        (bases / name).write_bytes((mat / name).read_bytes())
+    settings = [
+        "network={appearance: {depth: 50, width: 4}, motion: {depth: 50, width: 4}}",
+        "data={shards: split1, crop: 32, frames: 2, stack: 4, stride: [2, 4], threads: 1}",
+        # Dead channels, whose sigma is that of eps alone, have gradients 300 times as large in each layer.
+        "train={batch: 4, sub_batch: 4, joint: {epochs: 1, rates: [1e-9]}}",
+        "evaluate.frames=2",
+        "experiment.other_split=true",
+    ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    out = stmul("train", *words, "-u", "0")
+    assert f"{APPEARANCE} and experiment/base_pretrained_nets/{MOTION}" in out
+    assert "as the starting weights were made: stride_on 1x1, pooling caffe" in out
+    assert "2 of 2 clips" in stmul("test")
+    (checkpoint,) = (tmp_path / "experiment").glob("*/joint/epoch-0001.pt")
+    state = load(checkpoint).network
+    assert torch.allclose(state["appearance.mean"], load_stream(mat / APPEARANCE).mean)
+    assert not torch.equal(state["appearance.conv1.weight"], load_stream(mat / APPEARANCE).conv1.weight)
