@@ -223,7 +223,7 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
 
 def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
     """A run of its own for a network that was not trained here, and the settings to test it with."""
-    from stmul.runs import About, Run
+    from stmul.runs import About, run_of_network
     from stmul.start import load_joint
 
     network, origin = load_joint(path)
@@ -245,7 +245,7 @@ def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
         click.echo(f"note      {path} was trained on {origin.trained_on}: it may have seen the clips tested here")
     if not network.class_names:
         click.echo(f"note      {path} names no classes: its scores are taken in the order of the shards' classes")
-    run = Run(Path(config.experiment.folder) / path.stem)
+    run = run_of_network(Path(config.experiment.folder), path)
     run.describe(about, config)
     return run, config
 

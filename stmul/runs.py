@@ -121,6 +121,18 @@ def new_run(folder: Path, name: str) -> Run:
     return Run(next(path for number in count(1) if not (path := folder / f"{name}-{number:03d}").exists()))
 
 
+def run_of_network(folder: Path, path: Path) -> Run:
+    """The run folder of a network that was not trained here, named as its file; none that belongs to anything else."""
+
+    def own(run: Run) -> bool:
+        with suppress(RunError):
+            return not run.folder.exists() or run.about().network == str(path)
+        return False
+
+    names = (path.stem if number == 1 else f"{path.stem}-{number}" for number in count(1))
+    return next(run for run in (Run(folder / name) for name in names) if own(run))
+
+
 def unfinished(folder: Path, about: About) -> Run | None:
     """The newest run that was begun with exactly these data and settings and not finished."""
     for run in reversed(runs(folder)):

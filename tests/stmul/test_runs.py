@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs import load
 from stmul.config import Config
 from stmul.errors import RunError
-from stmul.runs import About, Run, find_run, new_run, runs, unfinished
+from stmul.runs import About, Run, find_run, new_run, run_of_network, runs, unfinished
 
 ABOUT = About(
     shards="data/drawn/split1",
@@ -169,3 +169,15 @@ def test_checkpoints_are_found_in_the_order_of_their_epochs(tmp_path):
     (tmp_path / "joint" / "stopped.pt").touch()
     assert run.newest("joint") == tmp_path / "joint" / "stopped.pt"
     assert run.newest("motion") is None
+
+
+def test_a_network_from_elsewhere_gets_a_folder_that_is_nobody_elses(tmp_path):
+    path = Path("nets/official.safetensors")
+    about = About(shards="", dataset="", split=0, classes=(), digest="", settings={}, network=str(path))
+    first = run_of_network(tmp_path, path)
+    assert first.id == "official"
+    first.describe(about, Config())
+    assert run_of_network(tmp_path, path) == first
+    assert run_of_network(tmp_path, Path("other/official.safetensors")).id == "official-2"
+    (tmp_path / "official-2").mkdir()  # somebody's notes
+    assert run_of_network(tmp_path, Path("other/official.safetensors")).id == "official-3"
