@@ -58,6 +58,7 @@ def flow_colour(flow_px_HW2: NDArray[np.floating], limit: float | None = None) -
     if limit is None:
         limit = float(length.max(initial=0.0))
     radius = length / limit if limit > 0 else np.zeros_like(length)
+    radius[np.isclose(radius, 1.0, rtol=1e-9)] = 1.0  # at the limit, whichever way it was rounded
     turn = np.arctan2(v, u) / (2 * np.pi) % 1.0
     starts = np.cumsum([0, *(steps for _, steps in WHEEL)])
     anchors = np.array([*(colour for colour, _ in WHEEL), WHEEL[0][0]], dtype=np.float64)

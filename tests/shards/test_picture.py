@@ -3,7 +3,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,6 +43,7 @@ def record(frames: int, *, name: str = "v_Wave_g01_c01", px: tuple[float, float]
 
 
 @given(st.floats(0, 2 * np.pi), st.floats(0.01, 1.0), st.floats(0.5, 40.0))
+@example(2.0, 1.0, 1.875)  # whose length is rounded to just above the limit
 def test_flow_keeps_its_colour_when_flow_and_limit_grow_together(angle, part, limit):
     unit = np.array([[[np.cos(angle), np.sin(angle)]]]) * part
     apart = flow_colour(unit * limit, limit).astype(int) - flow_colour(unit, 1.0)

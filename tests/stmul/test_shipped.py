@@ -78,7 +78,12 @@ def sized(name: str) -> Config:
     return load(Config, name, [*sizes, *steps, "experiment.use_gpu='no'"])
 
 
-@pytest.mark.parametrize("name", names())
+LONG = ("hmdb51", "st-resnet-final")  # as ucf101, as st-resnet, with other schedules and lengths
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in names()]
+)
 def test_twenty_steps_of_each_stage_of_a_shipped_configuration_lower_its_loss(name, shards, tmp_path):
     found = losses(sized(name), shards, Run(tmp_path / name))
     assert list(found) == list(STAGES)
