@@ -27,13 +27,15 @@ STEPS = 20
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
     """Eight training clips of each of two classes, decoded, with DIS flow, packed."""
     out = tmp_path_factory.mktemp("shipped")
-    source = ["--dataset", "ucf101", "--root", str(REAL)] if REAL.is_dir() else ["--dataset", "drawn"]
-    source += ["--flow", "dis", "--limit", "8", "--workers", "1", "--out", str(out)]
-    kept = ["--set", "preprocess.rgb.short_side=60"]
     if REAL.is_dir():
         classes = sorted({path.name.split("_")[1] for path in (REAL / "videos").rglob("*.avi")})[:2]
-        source += ["--classes", ",".join(classes)]
-    done = CliRunner().invoke(main, ["preprocess", "shards", *source, *kept])
+        source = ["--dataset", "ucf101", "--root", str(REAL), "--set", "preprocess.rgb.short_side=60"]
+    else:  # one pair that differs in hue and in motion
+        classes = ["CoolShiftMatched", "WarmZoomMatched"]
+        source = ["-c", "demo", "--dataset", "drawn", "--root", str(out / "videos")]
+        source += ["--set", "preprocess.drawn.train=64", "--set", "preprocess.drawn.test=16"]
+    limits = ["--classes", ",".join(classes), "--limit", "8", "--flow", "dis", "--workers", "1", "--out", str(out)]
+    done = CliRunner().invoke(main, ["preprocess", "shards", *source, *limits])
     assert done.exit_code == 0, done.output
     with open_split(next(out.glob("*/split1"))) as split:
         yield split
