@@ -89,14 +89,14 @@ def read_stream(walk: Walk, scores: str) -> FoundStream:
         no_leak(walk, maker)
         activation = found[-1].entering
     pooling, first, variable = _stem(walk, activation)
-    named = _named(walk, found[::-1])
+    depth, named = _named(walk, found[::-1])
     for name, unit in named.items():
         state |= {f"units.{name}.{key}": value for key, value in unit.state.items()}
     return FoundStream(
         input=variable,
         state=state | first,
         units=named,
-        depth=next(depth for depth in UNITS if depth >= 50 and unit_names(depth) == tuple(named)),
+        depth=depth,
         dropout=dropout,
         stride_on=_stride_on(walk, named),
         pooling=pooling,
@@ -239,18 +239,19 @@ def _stem(walk: Walk, variable: str) -> tuple[str, State, str]:
     return kinds[pads], state, first.inputs[0]
 
 
-def _named(walk: Walk, units: Sequence[FoundUnit]) -> dict[str, FoundUnit]:
-    """Units by name: a projection begins a stage."""
+def _named(walk: Walk, units: Sequence[FoundUnit]) -> tuple[int, dict[str, FoundUnit]]:
+    """The depth, and the units by name: a projection begins a stage."""
     stages: list[int] = []
     for unit in units:
         if unit.projected or not stages:
             stages.append(0)
         stages[-1] += 1
-    if tuple(stages) not in [UNITS[depth] for depth in (50, 101, 152)]:
-        known = ", ".join(f"{UNITS[depth]} (ResNet-{depth})" for depth in (50, 101, 152))
+    depths: dict[tuple[int, ...], int] = {UNITS[depth]: depth for depth in (50, 101, 152)}
+    if tuple(stages) not in depths:
+        known = ", ".join(f"{counts} (ResNet-{depth})" for counts, depth in depths.items())
         raise walk.wrong(f"stages of {tuple(stages)} bottleneck units, expected one of {known}")
-    depth = next(depth for depth in (50, 101, 152) if UNITS[depth] == tuple(stages))
-    return dict(zip(unit_names(depth), units, strict=True))
+    depth = depths[tuple(stages)]
+    return depth, dict(zip(unit_names(depth), units, strict=True))
 
 
 def _stride_on(walk: Walk, units: Mapping[str, FoundUnit]) -> str:
