@@ -21,6 +21,7 @@ from stmul.evaluate import Networks
 from stmul.network import TwoStream, join, single
 from stmul.resnet import Stream
 from stmul.runs import STAGES, About, Run, checkpoint_path, new_run, unfinished
+from stmul.snapshot import Origin
 from stmul.start import Start, load_joint
 from stmul.train import Watch, train_stage
 from stmul.weights import fitted
@@ -168,7 +169,8 @@ def must_be_unseen(about: About, split: Split, *, other_split: bool) -> None:
     """Raises TrainingError where a network trained on another split would be tested on clips that it may have seen."""
     here = (split.manifest.dataset, split.manifest.split)
     if about.dataset and (about.dataset, about.split) != here and not other_split:
+        trained_on = Origin(dataset=about.dataset, split=about.split).trained_on
         raise TrainingError(
-            f"{split.location}: {here[0]} split {here[1]}; the network was trained on {about.dataset} split"
-            f" {about.split} and may have seen these clips. To test it all the same: --set experiment.other_split=true"
+            f"{split.location}: {here[0]} split {here[1]}; the network was trained on {trained_on}"
+            f" and may have seen these clips. To test it all the same: --set experiment.other_split=true"
         )
