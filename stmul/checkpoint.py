@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shards.writer import whole
 from stmul.errors import CheckpointError
+from stmul.runs import Run
 
 SCHEMA = 1
 
@@ -32,7 +33,6 @@ class Checkpoint:
     sums: tuple[float, int, int]  # of the epoch under way: loss x clips, right answers, clips
     network: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
-    torch_rng: Tensor
     schema: int = SCHEMA
 
 
@@ -55,14 +55,35 @@ def load(path: Path) -> Checkpoint:
         fields = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a damaged file leads it to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a checkpoint ({reason}); delete it to use the one before") from error
+        raise CheckpointError(f"{path}: not a checkpoint ({reason})") from error
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise CheckpointError(f"{path}: expected a checkpoint of schema {SCHEMA}, found {found!r}")
+    fields.pop("torch_rng", None)  # written by earlier versions; everything drawn is a function of its key
     try:
         return Checkpoint(**{**fields, "sums": tuple(fields["sums"])})
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this version: {error}") from error
+
+
+def resume_from(run: Run, stage: str) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint that a stage of `run` goes on from, and its path; None where the stage has none yet.
+
+    Raises CheckpointError where it is damaged. Written whole or not at all, it was spoiled by something else since:
+    that is for a person to know, so the one before is named and not taken.
+    """
+    path = run.newest(stage)
+    if path is None:
+        return None
+    try:
+        return path, load(path)
+    except CheckpointError as error:
+        before = run.resumable(stage)[:-1]
+        other = f"go on from {before[-1]}" if before else f"begin stage {stage} again"
+        raise CheckpointError(
+            f"{error}. It was whole when it was written: see what else that disk has damaged."
+            f" To {other}, delete it and run the same command"
+        ) from error
 
 
 def restore(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:

@@ -158,6 +158,7 @@ class Train(Settings):
     moments_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05  # of BatchNorm's running moments
     clip_norm: NonNegativeFloat = 0.0  # largest gradient norm; 0: unbounded
     keep: PositiveInt = 2  # checkpoints of each stage, the last ones
+    save_minutes: NonNegativeFloat = 15.0  # also within an epoch, so often; 0: only after each epoch
     precision: Precision = "float32"
     compile: bool = False  # the network, where there is a compiler; takes minutes before the first step
     appearance: Recipe = Recipe(epochs=60, rates=(1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4), crops="border")

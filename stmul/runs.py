@@ -84,10 +84,32 @@ class Run:
         found = {path.stem.removeprefix("epoch-"): path for path in (self.folder / stage).glob("epoch-*.pt")}
         return {int(epoch): found[epoch] for epoch in sorted(filter(str.isdecimal, found), key=int)}
 
+    def epoch(self, stage: str, epoch: int) -> Path:
+        """Where the checkpoint after an epoch lies."""
+        return self.folder / stage / f"epoch-{epoch:04d}.pt"
+
+    def mid_epoch(self, stage: str) -> Path:
+        """Where the checkpoint within an epoch lies: written every few minutes, and when a training is stopped."""
+        return self.folder / stage / "mid-epoch.pt"
+
+    def resumable(self, stage: str) -> list[Path]:
+        """The checkpoints that the stage can go on from, oldest first; from each the training is the same.
+
+        The one within an epoch is removed once its epoch's has been written. A kill between the two leaves it, and
+        some minutes are then trained again.
+        """
+        within = self.mid_epoch(stage)
+        return [*self.checkpoints(stage).values(), *([within] if within.exists() else [])]
+
     def newest(self, stage: str) -> Path | None:
-        """The checkpoint that a stopped stage goes on from: the one of the stop, else the last epoch's."""
-        paths = [*self.checkpoints(stage).values(), *(self.folder / stage).glob("stopped.pt")]
-        return paths[-1] if paths else None
+        """The checkpoint that the stage goes on from; None where it has none yet."""
+        return next(reversed(self.resumable(stage)), None)
+
+    def tidy(self, stage: str, keep: int) -> None:
+        """Removes what the newest checkpoint after an epoch has made superfluous; the last `keep` stay."""
+        for path in list(self.checkpoints(stage).values())[:-keep]:
+            path.unlink()
+        self.mid_epoch(stage).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,12 @@ from stmul.train import Watch, train_stage
 from stmul.weights import fitted
 
 State = Mapping[str, Tensor]
+# Settings that change nothing of what is learnt: a stopped training goes on with others.
+WITHOUT_EFFECT = {
+    "data": {"shards", "threads", "memory", "damage"},
+    "train": {"keep", "save_minutes"},
+    "experiment": {"use_gpu", "gpu_id", "folder", "dataset_dir"},
+}
 
 
 def choose_device(experiment: Experiment) -> torch.device:
@@ -58,9 +64,7 @@ def build(stage: str, config: Config, classes: int) -> nn.Module:
 
 def open_run(config: Config, split: Split, start: Start, *, name: str, fresh: bool) -> tuple[Run, bool]:
     """The run to train in, and whether it goes on with one that was stopped (same data, same settings)."""
-    matters = config.model_dump(mode="json", exclude={"experiment": {"use_gpu", "gpu_id", "folder", "dataset_dir"}})
-    matters["data"].pop("shards")
-    matters["data"].pop("threads")
+    matters = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     about = About(
         shards=split.location,
         dataset=split.manifest.dataset,

@@ -22,7 +22,7 @@ from shards.order import State, steps_for
 from shards.split import Split
 from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.batchnorm import commit_moments, sub_batches
-from stmul.checkpoint import Checkpoint, load, restore, save
+from stmul.checkpoint import Checkpoint, restore, resume_from, save
 from stmul.config import Config
 from stmul.errors import TrainingError
 from stmul.loading import Batch, merged, training_batch, training_stream
@@ -130,7 +130,8 @@ def train_stage(
 ) -> bool:
     """Trains `network` in place to the end of `stage`, from the stage's newest checkpoint if there is one.
 
-    Returns False where `stop()` asked to end early; a checkpoint of that step has then been written.
+    Writes one after each epoch, and every `train.save_minutes` within it. Returns False where `stop()` asked to end
+    early; a checkpoint of that step has then been written.
     """
     recipe, (batch, _) = getattr(config.train, stage), config.train.batches(stage)
     count = len(split.index("train"))
@@ -144,6 +145,7 @@ def train_stage(
         compile_forward(network)
     begun, state, meter = _resume(stage, network, optimizer, run)
     network.train()
+    saved, minutes = time.monotonic(), config.train.save_minutes
     with training_stream(split, config, stage, pinned=device.type == "cuda", start=state) as stream:
         for number in range(begun, steps):
             learning_rate = rate(number, steps, recipe)
@@ -173,11 +175,13 @@ def train_stage(
             if ended:
                 log(row)
                 meter = Meter()
-            if ended or stopping:
-                path = run.folder / stage / (f"epoch-{epoch:04d}.pt" if ended else "stopped.pt")
+            if ended or stopping or (minutes and time.monotonic() - saved >= 60 * minutes):
+                path = run.epoch(stage, epoch) if ended else run.mid_epoch(stage)
                 place = _Place(stage, epoch, number + 1, stream.state(), meter)
                 save(path, _checkpoint(place, config, split, network, optimizer))
-                _tidy(run, stage, config.train.keep, stopped=not ended)
+                if ended:
+                    run.tidy(stage, config.train.keep)
+                saved = time.monotonic()
             if stopping:
                 return False
     return True
@@ -196,10 +200,10 @@ def timed(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:
 
 
 def _resume(stage: str, network: nn.Module, optimizer: SGD, run: Run) -> tuple[int, State | None, Meter]:
-    path = run.newest(stage)
-    if path is None:
+    found = resume_from(run, stage)
+    if found is None:
         return 0, None, Meter()
-    checkpoint = load(path)
+    path, checkpoint = found
     restore(network, checkpoint.network, path)
     optimizer.load_state_dict(dict(checkpoint.optimizer))
     loss, right, clips = checkpoint.sums
@@ -252,12 +256,4 @@ def _checkpoint(place: _Place, config: Config, split: Split, network: nn.Module,
         sums=(place.meter.loss, place.meter.right, place.meter.clips),
         network=network.state_dict(),
         optimizer=optimizer.state_dict(),
-        torch_rng=torch.get_rng_state(),
     )
-
-
-def _tidy(run: Run, stage: str, keep: int, *, stopped: bool) -> None:
-    for path in list(run.checkpoints(stage).values())[:-keep]:
-        path.unlink()
-    if not stopped:
-        (run.folder / stage / "stopped.pt").unlink(missing_ok=True)

@@ -40,7 +40,6 @@ def checkpoint(**changes) -> Checkpoint:
         "sums": (1.25, 7, 16),
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "torch_rng": torch.get_rng_state(),
     }
     return Checkpoint(**{**whole, **changes})
 
@@ -121,7 +120,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_a_checkpoint_cut_anywhere_is_refused(saved, tmp_path, cut):
     data = saved.read_bytes()
     (tmp_path / "cut.pt").write_bytes(data[: int(cut * len(data)) if isinstance(cut, float) else cut])
-    with pytest.raises(CheckpointError, match=r"cut\.pt: not a checkpoint .*delete it to use the one before") as caught:
+    with pytest.raises(CheckpointError, match=r"cut\.pt: not a checkpoint \(") as caught:
         load(tmp_path / "cut.pt")
     assert "\n" not in str(caught.value)
 

@@ -166,8 +166,9 @@ def test_checkpoints_are_found_in_the_order_of_their_epochs(tmp_path):
     assert list(run.checkpoints("joint")) == [2, 9, 9999, 10000]
     assert run.checkpoints("joint")[9] == tmp_path / "joint" / "epoch-0009.pt"
     assert run.newest("joint") == tmp_path / "joint" / "epoch-10000.pt"
-    (tmp_path / "joint" / "stopped.pt").touch()
-    assert run.newest("joint") == tmp_path / "joint" / "stopped.pt"
+    run.mid_epoch("joint").touch()
+    assert run.newest("joint") == run.mid_epoch("joint") == tmp_path / "joint" / "mid-epoch.pt"
+    assert run.resumable("joint")[-2] == run.epoch("joint", 10000)
     assert run.newest("motion") is None
 
 
