@@ -53,10 +53,15 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def gathered(
-    overrides: tuple[str, ...], flow: str | None = None, classes: str | None = None, **named: Any
+    overrides: tuple[str, ...],
+    flow: str | None = None,
+    flow_scale: float | None = None,
+    classes: str | None = None,
+    **named: Any,
 ) -> list[str]:
     """All changes in the order in which they count: `--set`, then the named options."""
-    changes = {f"preprocess.{key}": value for key, value in named.items()} | {"preprocess.flow.method": flow}
+    changes = {f"preprocess.{key}": value for key, value in named.items()}
+    changes |= {"preprocess.flow.method": flow, "preprocess.flow.scale": flow_scale}
     if classes is not None:
         changes["preprocess.classes"] = [name.strip() for name in classes.split(",") if name.strip()]
     # As JSON, which YAML reads as what it is: a folder called 7 stays text.
@@ -67,6 +72,7 @@ def gathered(
 @dataset_options
 @click.option("--out", metavar="DIR", help="Shards go to DIR/<data set>/split<n>; data unless set.")
 @click.option("--flow", metavar="METHOD", help="Optical flow: tvl1 (unless set), dis (fast) or farneback.")
+@click.option("--flow-scale", type=float, metavar="S", help="Stored size of the flow: 1 (unless set), or 0.5: half.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it takes, and stop.")
 @click.option("--rebuild", is_flag=True, help="Replace shards that were made with other settings.")
 @known_errors
@@ -242,9 +248,12 @@ def _tell_estimate(dataset: Dataset, settings: Preprocess) -> None:
     finished = finished_before(out, dataset.name, record, videos)
     finished = max(finished, shared_with(made_alike(out / dataset.name, record), videos))
     left = 1 - finished / max(len(videos), 1)
+    duration, halved = f"about {in_words(estimate.seconds * left)} with {workers} processes", settings.flow.scale != 1.0
     if estimate.pairs_per_s:
-        speed = f"{settings.flow.method} does {estimate.pairs_per_s:,.1f} pairs/s on one core here: "
-        took = f"{speed}about {in_words(estimate.seconds * left)} with {workers} processes"
+        speed = f"{settings.flow.method} does {estimate.pairs_per_s:,.1f} pairs/s on one core here"
+        took = f"{speed}: {duration}{'; flow is stored at half the size' if halved else ''}"
+    elif halved:
+        took = f"frames are taken over as they are, flow is halved: {duration}"
     else:
         took = "frames and flow are taken over as they are"
     found = f" ({finished:,} made before)" if finished else ""

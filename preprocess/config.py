@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from configs import Settings
 
 Quality = Annotated[int, Field(ge=1, le=100)]
+SCALES = (1.0, 0.5)
 
 
 class Rgb(Settings):
@@ -19,11 +20,19 @@ class Rgb(Settings):
 
 
 class Flow(Settings):
-    """Optical flow between neighbouring frames, computed at the stored size."""
+    """Optical flow between neighbouring frames, computed at the frames' stored size."""
 
     method: Literal["tvl1", "dis", "farneback"] = "tvl1"
     parameters: dict[str, float] = Field(default_factory=dict)  # of the method, by its own names; empty: its defaults
     quality: Quality = 95  # gray JPEG
+    scale: float = 1.0  # of the size it is stored at, over the frames': 1, or 0.5 for half of each side
+
+    @field_validator("scale")
+    @classmethod
+    def whole_or_half(cls, scale: float) -> float:
+        if scale not in SCALES:
+            raise ValueError(f"expected 1 (the frames' size) or 0.5 (half of each side), found {scale:g}")
+        return scale
 
 
 class Drawn(Settings):

@@ -13,9 +13,8 @@ from preprocess.errors import VideoError
 from preprocess.extracted import record_from_frames
 from preprocess.flow import compute, estimate, gray_of, one_thread
 from preprocess.listing import Video
-from preprocess.record import gray_jpeg, rgb_jpeg
+from preprocess.record import flow_jpegs, rgb_jpeg
 from preprocess.video import opened, stored_frames
-from shards.record import quantise
 
 TRIED = 12  # videos, spread evenly over the list
 FRAMES = 4  # of each
@@ -77,11 +76,7 @@ def _trial(video: Video, settings: Preprocess) -> Trial:
         rgb = [len(rgb_jpeg(picture, settings.rgb.quality)) for picture in pictures]
         taken = time.perf_counter() - start
         fields = compute("dis", map(gray_of, pictures))  # much like the others for the size of its JPEGs, and fast
-        flow = [
-            len(gray_jpeg(quantise(field)[..., axis].copy(), settings.flow.quality))
-            for field in fields
-            for axis in (0, 1)
-        ]
+        flow = [len(jpeg) for field in fields for jpeg in flow_jpegs(field, settings.flow)]
         height, width = pictures[0].shape[:2]
         return Trial(
             frames=film.header_frames or len(pictures),

@@ -1,27 +1,34 @@
-"""A record of frames and flow that lie in folders as JPEGs: every byte is taken over as it is."""
+"""A record of frames and flow that lie in folders as JPEGs: every byte is taken over as it is.
+
+But for flow that is asked for at half its size: its JPEGs are decoded, halved and written anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from preprocess import disk
-from preprocess.config import Preprocess
+from preprocess.config import Flow, Preprocess
 from preprocess.errors import DatasetError, VideoError
 from preprocess.frame_folders import FRAME
+from preprocess.half import LEAST, halved_levels
 from preprocess.listing import Video
+from preprocess.record import gray_jpeg, how_stored
 from shards.errors import FormatError
-from shards.record import FlowMade, Frames, Record, Source
+from shards.record import FlowMade, Frames, Plain, Record, Source
 
 COMPONENTS = {"L": 1, "RGB": 3}  # of a JPEG, by Pillow's name of its mode
-TAKEN_OVER = {"taken_over": True}
+TAKEN_OVER: Mapping[str, Plain] = {"taken_over": True}
 END_MARK, END_WITHIN = b"\xff\xd9", 64  # some writers pad behind a JPEG's end
 
 
@@ -42,13 +49,15 @@ class Jpegs:
     width: int  # pixels
     height: int
     components: int
+    encoder: Mapping[str, Plain] = field(default_factory=lambda: TAKEN_OVER)
 
 
 def record_from_frames(video: Video, settings: Preprocess) -> Record:
     """The record of a video whose frames and flow were extracted before, their JPEGs byte for byte.
 
-    Where there are as many flow images as frames the last pair is left out. Rate and header count are unknown, and
-    `settings` have no say: they are for what is made anew.
+    Where there are as many flow images as frames the last pair is left out. Rate and header count are unknown. Of
+    `settings` only the scale of the flow has a say, and its quality where that is a half: such flow is written anew,
+    unless it is smaller than the frames already.
     Raises VideoError for missing numbers, counts or sizes that do not fit, and what is no JPEG.
     """
     if video.flow_path is None:
@@ -64,6 +73,9 @@ def record_from_frames(video: Video, settings: Preprocess) -> Record:
         if u and v
         else Jpegs(names=(), bytes=(), width=rgb.width, height=rgb.height, components=1)
     )
+    scale = flow.width / rgb.width
+    if settings.flow.scale != 1.0 and flow.width >= rgb.width and flow.height >= rgb.height:
+        flow, scale = _halved(flow, video, settings.flow), scale * settings.flow.scale
     try:
         streams = _frames(rgb), _frames(flow)
     except FormatError as error:  # a stream of 4 GiB
@@ -82,10 +94,15 @@ def record_from_frames(video: Video, settings: Preprocess) -> Record:
             method="extracted",
             parameters={},
             library="",
-            scale=flow.width / rgb.width,
+            scale=scale,
             dropped=2 * (len(u.bytes) - pairs) if u else 0,
         ),
     )
+
+
+def how_taken(flow: Flow) -> dict[str, Any]:
+    """All that decides the bytes of such a record but its frames and flow."""
+    return {**TAKEN_OVER} if flow.scale == 1.0 else {**TAKEN_OVER, **how_stored(flow)}
 
 
 def frame_files(folder: Path) -> FrameFiles:
@@ -205,13 +222,39 @@ def _pairs(video: Video, rgb: Jpegs, u: Jpegs | None, v: Jpegs | None) -> int:
 
 
 def _interleaved(u: Jpegs, v: Jpegs, pairs: int) -> Jpegs:
+    names = tuple(name for pair in zip(u.names[:pairs], v.names[:pairs], strict=True) for name in pair)
     both = tuple(blob for pair in zip(u.bytes[:pairs], v.bytes[:pairs], strict=True) for blob in pair)
-    return Jpegs(names=(), bytes=both, width=u.width, height=u.height, components=u.components)
+    return replace(u, names=names, bytes=both)
+
+
+def _halved(flow: Jpegs, video: Video, settings: Flow) -> Jpegs:
+    """Interleaved flow at half its size, each image decoded to gray levels, averaged exactly and written anew."""
+    if min(flow.width, flow.height) < LEAST and flow.bytes:
+        raise VideoError(
+            f"{video.name}: flow of {flow.width}x{flow.height} is too small to be halved; expected at least {LEAST}"
+            " pixels on each side. Build with the whole of it: --flow-scale 1"
+        )
+    assert video.flow_path
+    halves = []
+    for image, (name, blob) in enumerate(zip(flow.names, flow.bytes, strict=True)):
+        try:
+            levels = simplejpeg.decode_jpeg(blob, colorspace="GRAY")[..., 0]
+        except ValueError as error:
+            raise VideoError(f"{video.flow_path[image % 2] / name}: {error}; extract the flow again") from error
+        halves.append(gray_jpeg(halved_levels(levels), settings.quality))
+    return Jpegs(
+        names=flow.names,
+        bytes=tuple(halves),
+        width=flow.width // 2,
+        height=flow.height // 2,
+        components=1,
+        encoder=how_stored(settings)["flow_jpeg"],
+    )
 
 
 def _frames(jpegs: Jpegs) -> Frames:
     return Frames.of(
-        jpegs.bytes, width=jpegs.width, height=jpegs.height, components=jpegs.components, encoder=TAKEN_OVER
+        jpegs.bytes, width=jpegs.width, height=jpegs.height, components=jpegs.components, encoder=jpegs.encoder
     )
 
 

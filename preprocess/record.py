@@ -12,21 +12,23 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from preprocess.config import Preprocess
+from preprocess.config import Flow, Preprocess
 from preprocess.errors import VideoError
-from preprocess.flow import compute, gray_of, library, one_thread, resolved
+from preprocess.flow import Field, compute, gray_of, library, one_thread, resolved
+from preprocess.half import halved
 from preprocess.listing import Video
 from preprocess.video import decoder, opened, source_of, stored_frames
 from shards.errors import FormatError
-from shards.record import FlowMade, Frames, Record, quantise
+from shards.record import FlowMade, Frames, Plain, Record, quantise
 
 Picture = NDArray[np.uint8]
 
 
 def make_record(video: Video, settings: Preprocess) -> Record:
-    """The record of one video file: n frames and the n - 1 flow pairs between them, computed at the stored size.
+    """The record of one video file: n frames and the n - 1 flow pairs between them.
 
-    Frames are held as JPEGs and only two at a time as pixels, so that length costs little memory.
+    Flow is computed at the frames' stored size, and halved after that where the settings say so. Frames are held as
+    JPEGs and only two at a time as pixels, so that length costs little memory.
     Raises VideoError where the file is damaged, cut short or no video, with the reason.
     """
     source = source_of(video.path)
@@ -43,13 +45,12 @@ def make_record(video: Video, settings: Preprocess) -> Record:
                 yield gray_of(picture)
 
         flow = [
-            gray_jpeg(np.ascontiguousarray(levels[..., axis]), settings.flow.quality)
+            jpeg
             for field in compute(settings.flow.method, grays(), settings.flow.parameters)
-            for levels in [quantise(field)]
-            for axis in (0, 1)
+            for jpeg in flow_jpegs(field, settings.flow)
         ]
     made = how_made(settings)
-    size = {"width": shape[1], "height": shape[0]}
+    (height, width), scale = shape, settings.flow.scale
     try:
         return Record(
             name=video.name,
@@ -59,9 +60,11 @@ def make_record(video: Video, settings: Preprocess) -> Record:
             source=source,
             decoded_frames=film.decoded,
             header_frames=film.header_frames,
-            rgb=Frames.of(rgb, components=3, encoder=made["rgb"], **size),
-            flow=Frames.of(flow, components=1, encoder=made["flow_jpeg"], **size),
-            flow_made=FlowMade(method=settings.flow.method, parameters=made["flow"], library=library()),
+            rgb=Frames.of(rgb, width=width, height=height, components=3, encoder=made["rgb"]),
+            flow=Frames.of(
+                flow, width=int(width * scale), height=int(height * scale), components=1, encoder=made["flow_jpeg"]
+            ),
+            flow_made=FlowMade(method=settings.flow.method, parameters=made["flow"], library=library(), scale=scale),
         )
     except FormatError as error:  # a stream of 4 GiB
         raise VideoError(f"{video.path}: {error}") from error
@@ -69,21 +72,39 @@ def make_record(video: Video, settings: Preprocess) -> Record:
 
 def how_made(settings: Preprocess) -> dict[str, Any]:
     """All that decides a record's bytes but its video: settings with every default spelled out, and versions."""
-    jpeg = f"simplejpeg {simplejpeg.__version__}"
     return {
         "rgb": {
             "short_side": settings.rgb.short_side,
             "quality": settings.rgb.quality,
             "subsampling": "4:2:0",
-            "library": jpeg,
+            "library": jpeg_library(),
             "decoder": decoder(),
             "resize": f"{library()}: area when shrinking, exact linear when growing",
         },
-        "flow_jpeg": {"quality": settings.flow.quality, "subsampling": "gray", "library": jpeg},
+        **how_stored(settings.flow),
         "flow": dict(resolved(settings.flow.method, settings.flow.parameters)),
         "flow_method": settings.flow.method,
         "flow_library": library(),
     }
+
+
+def how_stored(flow: Flow) -> dict[str, Any]:
+    """The part of it that is about storing flow, whoever computed it."""
+    encoder: dict[str, Plain] = {"quality": flow.quality, "subsampling": "gray", "library": jpeg_library()}
+    # Shards made before there was another scale stay what is asked for.
+    return {"flow_jpeg": encoder} | ({} if flow.scale == 1.0 else {"flow_scale": flow.scale})
+
+
+def jpeg_library() -> str:
+    """Name and version of what writes JPEGs."""
+    return f"simplejpeg {simplejpeg.__version__}"
+
+
+def flow_jpegs(field: Field, settings: Flow) -> tuple[bytes, bytes]:
+    """A field of flow (H, W, 2), in pixels, as it is stored: its horizontal and its vertical part."""
+    levels = quantise(field if settings.scale == 1.0 else halved(field))
+    horizontal, vertical = (gray_jpeg(np.ascontiguousarray(levels[..., axis]), settings.quality) for axis in (0, 1))
+    return horizontal, vertical
 
 
 def rgb_jpeg(picture: Picture, quality: int) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.config import Preprocess
+from preprocess.extracted import how_taken
 from preprocess.listing import Dataset, Video
 from preprocess.record import how_made
 from shards.errors import ShardError
@@ -19,6 +20,7 @@ from shards.manifest import NAME, Manifest, parse_manifest
 from shards.split import open_split
 
 DIGEST = "videos"  # over the names, labels and sizes of all listed videos
+UNSAID = {"record.flow_scale": 1.0}  # what it means where a build does not say it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,7 @@ def made_of(dataset: Dataset, settings: Preprocess) -> dict[str, Any]:
     """All that decides the shards' bytes, as the manifest has it: settings in full, versions, the plan; no times."""
     extracted = any(video.flow_path for videos in dataset.parts.values() for video in videos)
     return {
-        "record": {"taken_over": True} if extracted else how_made(settings),
+        "record": how_taken(settings.flow) if extracted else how_made(settings),
         "per_shard": settings.per_shard,
         "plan": {
             "classes": len(dataset.classes),
@@ -63,11 +65,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two builds, `flow.method: 'dis' then, 'tvl1' now` each."""
     then, asked = dict(_leaves(before)), dict(_leaves(now))
     keys = [*asked, *(key for key in then if key not in asked)]
-    other = [key for key in keys if then.get(key, "nothing") != asked.get(key, "nothing")]
+    both = {key: [side.get(key, UNSAID.get(key, "nothing")) for side in (then, asked)] for key in keys}
+    other = [key for key, (was, is_) in both.items() if was != is_]
     if other == [f"plan.{DIGEST}"]:
         return ["plan: other names, labels or file sizes of the videos"]
-    told = [key for key in other if key != f"plan.{DIGEST}"]
-    return [f"{key}: {then.get(key, 'nothing')!r} then, {asked.get(key, 'nothing')!r} now" for key in told]
+    return ["{}: {!r} then, {!r} now".format(key, *both[key]) for key in other if key != f"plan.{DIGEST}"]
 
 
 def made_alike(folder: Path, record: Mapping[str, Any]) -> list[Path]:

@@ -83,7 +83,7 @@ class FlowMade:
     library: str  # name and version
     levels_per_pixel: float = LEVELS_PER_PIXEL
     zero: float = ZERO_LEVEL
-    scale: float = 1.0  # stored size / frame size
+    scale: float = 1.0  # stored size / frame size, before sides are rounded down to whole pixels
     dropped: int = 0  # flow images left out because there were as many as frames
 
 
