@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +28,14 @@ class _Open:
 
 
 class Folder:
-    """The files of a folder, opened when first read and held open; threads may share it."""
+    """The files of a folder, opened when first read and held open; threads and forked children may share it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Open] = OrderedDict()  # the one used last stands last
         self._most = MOST_OPEN
+        _folders.add(self)
 
     def small(self, name: str) -> bytes:
         """The whole of a file."""
@@ -66,6 +68,12 @@ class Folder:
         with self._lock:
             self._most = 0
             self._shrink()
+
+    def forked(self) -> None:
+        """Called in a child: the lock may be held, and files be lent, by threads that are not here any more."""
+        self._lock = threading.Lock()
+        for file in self._open.values():
+            file.users = 0
 
     @contextmanager
     def _lent(self, name: str) -> Iterator[int]:
@@ -114,6 +122,17 @@ class Folder:
             f"{self.path / name}: cannot be read: {error.strerror}. See what is missing with: stmul shards verify"
             f" {self.path}"
         )
+
+
+_folders = weakref.WeakSet[Folder]()
+
+
+def _forked() -> None:
+    for folder in list(_folders):
+        folder.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class FileStore:
