@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from shards.writer import PartWriter, finish_part, finish_split
 Kind = Literal["tar", "lmdb", "files"]
 Progress = Callable[[int, int], None]  # records done, records in all
 
-PAGE = 4096
+PAGE = max(4096, mmap.PAGESIZE)  # LMDB's are the machine's
 PENDING = 64 << 20  # bytes written in one transaction, which LMDB keeps in memory
 THREADS = 4  # reading ahead: a store behind a network answers several at once
 
