@@ -37,11 +37,16 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes `path`, whole or absent."""
+    """Writes `path`, whole or absent. Raises ShardError where the disk is full or the folder cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+    fields |= {"network": dict(checkpoint.network), "optimizer": dict(checkpoint.optimizer)}
     with whole(path) as file:
-        torch.save({**fields, "network": dict(checkpoint.network), "optimizer": dict(checkpoint.optimizer)}, file)
+        try:
+            torch.save(fields, file)
+        except RuntimeError as error:
+            # Where a write fails, or Ctrl-C comes in its midst, torch ends the file all the same and complains of that.
+            raise error.__context__ or error from None
 
 
 def load(path: Path) -> Checkpoint:

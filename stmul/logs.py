@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -14,32 +15,40 @@ from stmul.runs import Run
 
 @contextmanager
 def run_log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a row to the run's log.jsonl and its numbers to TensorBoard."""
+    """A function that adds a row to the run's log.jsonl and its numbers to TensorBoard; the run is held meanwhile.
+
+    An epoch that is trained again after a kill is drawn once. Raises RunError where another process trains the run.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run.folder / "tensorboard"))
+    with run.held(), closing(SummaryWriter(str(run.folder / "tensorboard"))) as writer:
+        drawn = {(row["stage"], row["epoch"]) for row in run.history()}
 
-    def log(row: dict[str, Any]) -> None:
-        run.log(row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
+        def log(row: dict[str, Any]) -> None:
+            if (row["stage"], row["epoch"]) not in drawn:
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
+                writer.flush()  # first, since what the log holds counts as drawn
+            run.log(row)
 
-    try:
         yield log
-    finally:
-        writer.close()
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT (Ctrl-C) or SIGTERM has come; a second one interrupts at once."""
+    """A function that says whether SIGINT (Ctrl-C) or SIGTERM has come; a second one interrupts at once.
+
+    The first is answered on standard error: a step may take a while.
+    """
     asked = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        with suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"stopping after this step; once more to stop at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from configs import dump, nearest
-from shards.writer import whole
+from shards.whole import unwritable, whole
 from stmul.config import Config
 from stmul.errors import RunError
 
@@ -44,6 +45,10 @@ class Run:
     def id(self) -> str:
         return self.folder.name
 
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log.jsonl"
+
     def about(self) -> About:
         """What the run is about. Raises RunError where its folder has no readable run.json."""
         path = self.folder / "run.json"
@@ -59,21 +64,49 @@ class Run:
         write_text(self.folder / "config.yaml", dump(config))
         write_text(self.folder / "run.json", json.dumps(asdict(about), indent=1))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no other process trains this run; what a killed one left half written is removed first.
+
+        Raises RunError where another one does: both would write the same files. A kill lets go too.
+        """
+        with self._log.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.folder}: another process is training this run."
+                    f" Wait for it or stop it, or train a second run beside it: --fresh"
+                ) from None
+            except OSError:  # a file system without locks: as if alone
+                pass
+            for path in (path for place in ("", *STAGES) for path in (self.folder / place).glob("*.partial")):
+                if path.name != "report.html.partial":  # which anyone may be writing
+                    path.unlink()
+            yield
+
     def log(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to the run's log."""
-        with (self.folder / "log.jsonl").open("a+b") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-            begun = file.read() not in (b"", b"\n")  # a line that a power cut left half written
-            file.write(b"\n" * begun + json.dumps(row).encode() + b"\n")
+        """Adds a line to the run's log; it is on disk when this returns, before any checkpoint that follows it.
+
+        Raises ShardError where the disk is full.
+        """
+        try:
+            with self._log.open("a+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                begun = file.read(1) not in (b"", b"\n")  # a line that a power cut left half written
+                file.write(b"\n" * begun + json.dumps(row).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self._log, error) from error
 
     def history(self) -> list[dict[str, Any]]:
         """The log's rows; where a stage was continued from a checkpoint, the later row of an epoch counts.
 
         Half a line, left by a power cut, is passed over: the checkpoint of its epoch was not yet written.
         """
-        path = self.folder / "log.jsonl"
         latest: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in path.read_bytes().splitlines() if path.exists() else []:
+        for line in self._log.read_bytes().splitlines() if self._log.exists() else []:
             with suppress(ValueError):
                 row = json.loads(line)
                 latest[row["stage"], row["epoch"]] = row
@@ -139,8 +172,13 @@ def find_run(folder: Path, run_id: str) -> Run:
 
 
 def new_run(folder: Path, name: str) -> Run:
-    """A run folder that is not there yet: `<name>-001`, `<name>-002`, ..."""
-    return Run(next(path for number in count(1) if not (path := folder / f"{name}-{number:03d}").exists()))
+    """A run folder that was not there yet, made: `<name>-001`, `<name>-002`, ...; never one that two runs share."""
+    numbers = count(1)
+    while True:
+        path = folder / f"{name}-{next(numbers):03d}"
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return Run(path)
 
 
 def run_of_network(folder: Path, path: Path) -> Run:
