@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.index import StreamPlace
 from shards.record import Blob
@@ -19,10 +23,35 @@ class Piece:
     stop: int
 
 
-def image_ranges(blob: str, offset: int, place: StreamPlace, images: Sequence[int]) -> list[Range]:
-    """The byte ranges of `images` (numbers of JPEGs of a stream that begins at `offset` of `blob`)."""
-    ends = place.ends
-    return [Range(blob, offset + (int(ends[image - 1]) if image else 0), offset + int(ends[image])) for image in images]
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring images of a stream, numbers first .. last-1, and where they lie as a whole."""
+
+    first: int
+    last: int
+    range: Range
+
+
+def runs(blob: str, offset: int, place: StreamPlace, images: NDArray[np.int64]) -> list[Run]:
+    """The runs that `images` make (ascending numbers of JPEGs of a stream that begins at `offset` of `blob`)."""
+    if not len(images):
+        return []
+    breaks = np.flatnonzero(np.diff(images) != 1)
+    firsts, lasts = images[np.r_[0, breaks + 1]], images[np.r_[breaks, len(images) - 1]] + 1
+    starts = [int(place.ends[first - 1]) if first else 0 for first in firsts.tolist()]
+    stops = place.ends[lasts - 1].tolist()
+    return [
+        Run(first, last, Range(blob, offset + start, offset + stop))
+        for first, last, start, stop in zip(firsts.tolist(), lasts.tolist(), starts, stops, strict=True)
+    ]
+
+
+def images_of(run: Run, place: StreamPlace, data: memoryview) -> list[memoryview]:
+    """The JPEGs of a run, one by one, out of its bytes; nothing is copied."""
+    ends = place.ends[run.first : run.last].astype(np.int64)
+    begin = int(place.ends[run.first - 1]) if run.first else 0
+    edges = [0, *(ends - begin).tolist()]
+    return [data[start:stop] for start, stop in pairwise(edges)]
 
 
 def coalesce(wanted: Sequence[Range], gap: int) -> tuple[list[Range], list[Piece]]:

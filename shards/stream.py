@@ -3,25 +3,30 @@
 Order, choice of frames and reads are decided by pure functions (`order`, `plan`, the caller's choice); here they meet
 the store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame
 used and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
+
+A damaged frame is read once more; then its clip is an error, or left out with its place kept: never another video.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import CorruptRecordError, ShardError
+from shards.errors import CorruptRecordError, ShardError, TruncatedShardError
 from shards.format import crc32c
 from shards.index import Row, StreamPlace
 from shards.order import Order, State, sub_batches
-from shards.plan import coalesce, cut, image_ranges
+from shards.plan import Run, coalesce, cut, images_of, runs
 from shards.split import Split
 from shards.stores import Range, Stream
 
@@ -39,6 +44,10 @@ class Chosen(Protocol):
 C = TypeVar("C", bound=Chosen)
 Task = TypeVar("Task")
 Out = TypeVar("Out")
+Skip = Callable[[Row, ShardError], None]  # is told of a damaged clip that is left out; may raise instead
+
+DAMAGE = (CorruptRecordError, TruncatedShardError)  # what reading again does not cure, and another clip need not have
+GRACE = 0.5  # seconds that threads have to end in; one that hangs in a read is left behind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,6 +59,7 @@ class Clip(Generic[C]):
     chosen: C
     rgb: tuple[memoryview, ...]  # one for each of chosen.frames
     flow: tuple[memoryview, ...]  # two, x then y, for each of chosen.pairs
+    valid: bool = True  # False: damaged and left out; there are no JPEGs
 
 
 def read_clips(split: Split, part: str, wanted: Sequence[tuple[int, int, C]]) -> list[Clip[C]]:
@@ -57,24 +67,25 @@ def read_clips(split: Split, part: str, wanted: Sequence[tuple[int, int, C]]) ->
 
     Raises CorruptRecordError (after one more try for the damaged frames), TruncatedShardError, UnreachableError.
     """
-    index = split.index(part)
+    index, store = split.index(part), split.store
     rows = [index.row(record) for _, record, _ in wanted]
-    ranges: list[Range] = []
+    planned: list[tuple[Row, StreamPlace, Stream, list[Run]]] = []
     for row, (_, _, chosen) in zip(rows, wanted, strict=True):
-        if len(chosen.frames):
-            ranges += image_ranges(*split.store.place(part, row, "rgb"), row.rgb, chosen.frames.tolist())
-        if len(chosen.pairs):
-            images = pair_images(chosen.pairs).tolist()
-            ranges += image_ranges(*split.store.place(part, row, "flow"), row.flow, images)
-    reads, pieces = coalesce(ranges, split.store.gap)
-    jpegs = iter(zip(cut(split.store.fetch(reads), pieces), ranges, strict=True))
-    clips = []
-    for row, (position, _, chosen) in zip(rows, wanted, strict=True):
-        images = pair_images(chosen.pairs).tolist()
-        rgb = [_checked(split, row, "rgb", row.rgb, image, next(jpegs)) for image in chosen.frames.tolist()]
-        flow = [_checked(split, row, "flow", row.flow, image, next(jpegs)) for image in images]
-        clips.append(Clip(position=position, row=row, chosen=chosen, rgb=tuple(rgb), flow=tuple(flow)))
-    return clips
+        images = pair_images(chosen.pairs)
+        planned.append((row, row.rgb, "rgb", runs(*store.place(part, row, "rgb"), row.rgb, chosen.frames)))
+        planned.append((row, row.flow, "flow", runs(*store.place(part, row, "flow"), row.flow, images)))
+    reads, pieces = coalesce([run.range for *_, found in planned for run in found], store.gap)
+    data = iter(cut(store.fetch(reads), pieces))
+    streams = iter(
+        [
+            tuple(jpeg for run in found for jpeg in _checked(split, row, stream, place, run, next(data)))
+            for row, place, stream, found in planned
+        ]
+    )
+    return [
+        Clip(position=position, row=row, chosen=chosen, rgb=next(streams), flow=next(streams))
+        for row, (position, _, chosen) in zip(rows, wanted, strict=True)
+    ]
 
 
 def pair_images(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -82,23 +93,24 @@ def pair_images(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     return (2 * pairs[:, None] + np.arange(2)).reshape(-1)
 
 
-def _ranges(
-    split: Split, part: str, row: Row, stream: Stream, place: StreamPlace, images: NDArray[np.int64]
-) -> list[Range]:
-    if not len(images):
-        return []
-    blob, offset = split.store.place(part, row, stream)
-    return image_ranges(blob, offset, place, images.tolist())
-
-
 def _checked(
-    split: Split, row: Row, stream: Stream, place: StreamPlace, image: int, found: tuple[memoryview, Range]
-) -> memoryview:
-    data, where = found
+    split: Split, row: Row, stream: Stream, place: StreamPlace, run: Run, data: memoryview
+) -> list[memoryview]:
+    jpegs = images_of(run, place, data)
+    crcs = place.crcs[run.first : run.last].tolist()
+    for number, (jpeg, crc) in enumerate(zip(jpegs, crcs, strict=True)):
+        if crc32c(jpeg) != crc:
+            jpegs[number] = _again(split, row, stream, place, run, run.first + number)
+    return jpegs
+
+
+def _again(split: Split, row: Row, stream: Stream, place: StreamPlace, run: Run, image: int) -> memoryview:
+    """A frame that was damaged, read once more and alone: a transfer may have gone wrong."""
+    begin = int(place.ends[run.first - 1]) if run.first else 0
+    start, stop = (int(place.ends[image - 1]) if image else 0), int(place.ends[image])
+    where = Range(run.range.blob, run.range.start + start - begin, run.range.start + stop - begin)
+    data = memoryview(split.store.fetch([where])[0])
     expected = int(place.crcs[image])
-    if crc32c(data) == expected:
-        return data
-    data = memoryview(split.store.fetch([where])[0])  # a transfer may have gone wrong: once more, this frame alone
     if (crc := crc32c(data)) == expected:
         return data
     frame = f"frame {image}" if stream == "rgb" else f"pair {image // 2} {'xy'[image % 2]}"
@@ -117,27 +129,55 @@ def cores() -> int:
 def in_order(tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int, ahead: int) -> Iterator[Out]:
     """`work(task)` for each task, in order, done by `threads` threads at most `ahead` tasks early.
 
-    Closing the iterator (or an error, or Ctrl-C) cancels what has not begun and waits for what has.
+    Closing the iterator (or an error, or Ctrl-C) drops what has not begun and waits a moment for what has: threads are
+    daemons, so that one that hangs in a read (a network folder, a server) keeps nobody from ending.
     """
-    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="stmul-read")
+    todo: SimpleQueue[tuple[Future[Out], Task] | None] = SimpleQueue()
+    pool = [
+        threading.Thread(target=_serve, args=(todo, work), name=f"stmul-read-{number}", daemon=True)
+        for number in range(max(1, threads))
+    ]
     waiting: deque[Future[Out]] = deque()
-    remaining = iter(tasks)
     try:
-        for task in remaining:
-            waiting.append(pool.submit(work, task))
+        for thread in pool:
+            thread.start()
+        for task in tasks:
+            future: Future[Out] = Future()
+            waiting.append(future)
+            todo.put((future, task))
             if len(waiting) > max(1, ahead):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        for _ in pool:
+            todo.put(None)
+        deadline = time.monotonic() + GRACE
+        for thread in pool:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _serve(todo: SimpleQueue[tuple[Future[Out], Task] | None], work: Callable[[Task], Out]) -> None:
+    while (item := todo.get()) is not None:
+        future, task = item
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(task))
+            except BaseException as error:  # whatever it is: it is raised where the result is asked for
+                future.set_exception(error)
+        del item, future, task  # a result that nobody waits for must not live on while the next is awaited
 
 
 class TrainingStream(Generic[C, Out]):
     """The endless stream of a part's sub-batches for one rank; each is what `then` makes of its clips.
 
     `choose(position, frames of the video)` says which frames. `state()` counts what has been *consumed*: a stream made
-    with `start=state` goes on with the very next position. Use as a context manager, or call `close`.
+    with `start=state` goes on with the very next position, whatever the threads and ranks. A damaged clip raises where
+    it is asked for; with `skip` it is told to that, and its place is kept without it. Use as a context manager, or call
+    `close`.
     """
 
     def __init__(
@@ -151,18 +191,20 @@ class TrainingStream(Generic[C, Out]):
         choose: Callable[[int, int], C],
         then: Callable[[list[Clip[C]]], Out],
         threads: int,
+        ahead: int | None = None,
         start: State | None = None,
         rank: int = 0,
         world: int = 1,
+        skip: Skip | None = None,
     ) -> None:
         self.split, self.part, self.order = split, part, order
         self.batch, self.sub_batch, self.rank, self.world = batch, sub_batch, rank, world
-        self.choose, self.then = choose, then
+        self.choose, self.then, self.skip = choose, then, skip
         self.steps = 0
         if start is not None:
             start.must_fit(self.state())
             self.steps = start.position // batch
-        ahead = max(2, 2 * threads)
+        ahead = max(2, 2 * threads) if ahead is None else ahead  # sub-batches
         self._outs = in_order(self._tasks(self.steps), self._work, threads=threads, ahead=ahead)
 
     def _tasks(self, step: int) -> Iterator[range]:
@@ -176,7 +218,23 @@ class TrainingStream(Generic[C, Out]):
         for position in positions:
             record = self.order.record(position)
             wanted.append((position, record, self.choose(position, int(frames[record]))))
-        return self.then(read_clips(self.split, self.part, wanted))
+        try:
+            return self.then(read_clips(self.split, self.part, wanted))
+        except DAMAGE:
+            if self.skip is None:
+                raise
+        return self.then([self._whole_or_blank(one, self.skip) for one in wanted])
+
+    def _whole_or_blank(self, wanted: tuple[int, int, C], skip: Skip) -> Clip[C]:
+        position, record, chosen = wanted
+        row = self.split.index(self.part).row(record)  # without its row nothing is known of a clip: that is an error
+        try:
+            (clip,) = read_clips(self.split, self.part, [wanted])
+            self.then([clip])  # its bytes may be as they were written and yet no picture
+            return clip
+        except DAMAGE as error:
+            skip(row, error)
+            return Clip(position=position, row=row, chosen=chosen, rgb=(), flow=(), valid=False)
 
     def step(self) -> Iterator[Out]:
         """The sub-batches of the next step; the step counts as consumed once the last of them has been taken.

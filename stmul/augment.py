@@ -43,7 +43,7 @@ def whole_view(height: int, width: int) -> View:
 
 
 class Box(NamedTuple):
-    """A box of whole pixels."""
+    """A box of whole pixels of the RGB frame."""
 
     top: int
     left: int
@@ -92,6 +92,13 @@ def _near_border(height: int, width: int, tall: int, wide: int, draws: Draws, qu
     return Box(int((height - tall) * top), int((width - wide) * left), tall, wide)
 
 
+def _even(box: Box, height: int, width: int) -> Box:
+    tall, wide = (
+        side if side in (1, whole) else side // 2 * 2 for side, whole in ((box.height, height), (box.width, width))
+    )
+    return Box(box.top // 2 * 2, box.left // 2 * 2, tall, wide)
+
+
 CROPS: dict[str, Callable[[int, int, int, Draws, int], Box]] = {
     "independent": independent,
     "border": border,
@@ -106,41 +113,45 @@ def crop_view(
 ) -> View:
     """A view of a frame of `height` x `width` pixels, to be resized to `size`, drawn by `method` (a key of CROPS).
 
-    Boxes never leave the frame: a side longer than the frame's is the frame's. Mirrored half of the time, but `centre`
-    never. With `original_crop_corners` only corners top left and bottom right are drawn, a quirk of the released code.
+    Boxes never leave the frame: a side longer than the frame's is the frame's. They begin and end at even pixels, so
+    that flow stored at half the size is cut between two pixels too. Mirrored half of the time, but `centre` never. With
+    `original_crop_corners` only corners top left and bottom right are drawn, a quirk of the released code.
     """
     mirror = method != "centre" and draws.flag()
-    box = CROPS[method](height, width, size, draws, 2 if original_crop_corners else 4)
+    box = _even(CROPS[method](height, width, size, draws, 2 if original_crop_corners else 4), height, width)
     return View(float(box.top), float(box.left), float(box.top + box.height), float(box.left + box.width), mirror)
 
 
-def apply_view(
-    rgb_FHWC: Tensor,
-    flow_PHW: Tensor,
-    view: View,
-    *,
-    size: int | None,
-    frame: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """The view of all frames and planes, float32, 0..255: (F, 3, S, S) and (P, S, S).
+def see_rgb(
+    frames_FHWC: Tensor, view: View, *, size: int | None, frame: tuple[int, int], out: Tensor | None = None
+) -> Tensor:
+    """The view of RGB frames, 0..255: (F, 3, S, S), in new memory or in `out`.
 
-    `size` None keeps the size of the box in RGB pixels: the whole frame is then unchanged, and flow stored at another
-    scale gets the frame's size. `frame` is the height and width that the view's box is counted in. Input is uint8 or
-    float, 0..255, and stays as it is.
+    uint8 gives uint8, float gives float32; what is given stays as it is. `size` None keeps the size of the box in RGB
+    pixels: the whole frame is then unchanged. `frame` is the height and width that the view's box is counted in.
     """
+    return _seen(frames_FHWC.permute(0, 3, 1, 2), view, size, frame, out)
+
+
+def see_flow(
+    planes_PHW: Tensor, view: View, *, size: int | None, frame: tuple[int, int], out: Tensor | None = None
+) -> Tensor:
+    """The view of flow planes x0 y0 x1 y1 ..., 0..255: (P, S, S); as `see_rgb`, and levels of x mirrored too.
+
+    Flow stored at another size than the frame's is seen at the frame's.
+    """
+    seen_PHW = _seen(planes_PHW, view, size, frame, out)
+    if view.mirror:  # 255 - q, in place
+        across = seen_PHW[0::2]
+        torch.bitwise_not(across, out=across) if across.dtype == torch.uint8 else across.neg_().add_(FLOW_TOP)
+    return seen_PHW
+
+
+def _seen(pictures: Tensor, view: View, size: int | None, frame: tuple[int, int], out: Tensor | None) -> Tensor:
     tall, wide = (size, size) if size is not None else (round(view.bottom - view.top), round(view.right - view.left))
-    with torch.autocast(rgb_FHWC.device.type, enabled=False):
-        rgb_FCHW = _seen(rgb_FHWC.permute(0, 3, 1, 2), view, frame, tall, wide)
-        flow_PHW = _seen(flow_PHW, view, frame, tall, wide)
-    if view.mirror:
-        flow_PHW[0::2] = FLOW_TOP - flow_PHW[0::2]
-    return rgb_FCHW, flow_PHW
-
-
-def _seen(planes: Tensor, view: View, frame: tuple[int, int], tall: int, wide: int) -> Tensor:
-    """The view of planes (..., H, W), in new memory. They may be stored at another size than the frame's."""
-    height, width = planes.shape[-2:]
+    height, width = pictures.shape[-2:]
     down, across = height / frame[0], width / frame[1]
     rows = Axis(height, view.top * down, view.bottom * down, tall)
     columns = Axis(width, view.left * across, view.right * across, wide)
-    return resized(planes, rows, columns, mirror=view.mirror)
+    with torch.autocast(pictures.device.type, enabled=False):
+        return resized(pictures, rows, columns, mirror=view.mirror, out=out)

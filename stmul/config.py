@@ -106,10 +106,14 @@ class Data(Settings):
     frames: PositiveInt = 5  # T, instants of a training clip
     stack: Annotated[int, Field(ge=2, multiple_of=2)] = 10  # L, flow pairs at each instant
     stride: tuple[PositiveInt, PositiveInt] = (5, 35)  # frames between instants, drawn for each sub-batch
-    crop: Annotated[int, Field(ge=32)] = 224  # pixels, side of what the network sees in training
+    crop: Annotated[int, Field(ge=32, multiple_of=2)] = 224  # pixels, side of what the network sees in training
     order: Literal["full", "windowed"] = "full"
     window: PositiveInt = 8  # shards in a window of the windowed order
     threads: NonNegativeInt = 0  # reading and decoding; 0: one for each core this process may use
+    memory: PositiveInt = 2048  # MiB of decoded clips that reading may be ahead
+    decode: Literal["cpu", "gpu"] = "cpu"  # gpu: by torchvision's nvJPEG; levels differ from the CPU's by a few
+    damage: Literal["fail", "skip"] = "fail"  # of training clips; skip: left out, outside all statistics, and listed
+    damage_limit: PositiveInt = 20  # damaged videos after which training gives up all the same
     original_window_start: bool = False  # the released code never starts a window at the first position
     original_crop_corners: bool = False  # ... and crops only top left and bottom right
 

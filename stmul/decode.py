@@ -1,12 +1,15 @@
-"""Undecoded clips -> one flat uint8 arena with a table of what lies where. simplejpeg decodes without the GIL.
+"""Undecoded clips -> one flat uint8 arena with a table of what lies where.
 
 The unit is the sub-batch. A frame used by several instants is decoded once; the table says which instant wants which.
+On the CPU simplejpeg decodes in the reading threads, without the GIL; on a GPU torchvision (nvJPEG) decodes a sub-batch
+at once, when it is asked for there. CPU decoders agree to the bit; a GPU's is exempt, and named in a run's settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -15,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.errors import CorruptRecordError
-from shards.index import StreamPlace
 from shards.stream import Clip
+from stmul.arenas import Arenas
 from stmul.clips import NO_PAIR, Instants
 
 
@@ -33,6 +36,14 @@ class Placed:
     flow: tuple[int, int, int, int]  # offset, planes 2P, height, width; of (2P, H, W), x and y in turn
     rgb_of: NDArray[np.int64]  # (T,) which of the F frames
     flow_of: NDArray[np.int64]  # (T, L) which of the P pairs, NO_PAIR for no motion
+    valid: bool = True  # False: damaged and left out; F and P are 0
+
+
+class Loaded(Protocol):
+    """A sub-batch of clips, decoded or yet to be decoded."""
+
+    def to(self, device: torch.device) -> Decoded:
+        """The clips decoded, on `device`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +68,39 @@ class Decoded:
         return self.arena[offset : offset + planes * height * width].view(planes, height, width)
 
 
-def decode(clips: Sequence[Clip[Instants]], *, pinned: bool = False) -> Decoded:
-    """The clips decoded into one arena, in their order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A sub-batch of clips that are decoded where they are needed."""
 
-    Raises CorruptRecordError where a JPEG is not what its record says.
-    """
+    clips: tuple[Clip[Instants], ...]
+
+    def to(self, device: torch.device) -> Decoded:
+        """The clips decoded on `device` by torchvision. Raises CorruptRecordError as `decode`."""
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes a second: its users alone pay for it
+
+        placed, size = placed_in_arena(self.clips)
+        decoded = Decoded(torch.empty(size, dtype=torch.uint8, device=device), placed)
+        targets = [target for clip in placed for target in (*decoded.rgb_FHWC(clip), *decoded.flow_PHW(clip))]
+        jpegs = [(jpeg, clip) for clip in self.clips for jpeg in (*clip.rgb, *clip.flow)]
+        for mode, colour in ((ImageReadMode.RGB, True), (ImageReadMode.GRAY, False)):
+            chosen = [number for number, target in enumerate(targets) if (target.dim() == 3) == colour]
+            data = [torch.from_numpy(np.frombuffer(jpegs[number][0], np.uint8).copy()) for number in chosen]
+            try:
+                images_CHW = decode_jpeg(data, mode=mode, device=device) if data else []
+            except RuntimeError as error:
+                names = ", ".join(sorted({clip.row.name for clip in self.clips}))
+                raise CorruptRecordError(f"one of {names}: a frame that cannot be decoded: {error}") from error
+            for number, image_CHW in zip(chosen, images_CHW, strict=True):
+                image = image_CHW.permute(1, 2, 0) if colour else image_CHW[0]
+                if image.shape != targets[number].shape:
+                    clip = jpegs[number][1]
+                    raise _wrong_size(clip.row.name, tuple(image.shape), tuple(targets[number].shape))
+                targets[number].copy_(image)
+        return decoded
+
+
+def placed_in_arena(clips: Sequence[Clip[Instants]]) -> tuple[tuple[Placed, ...], int]:
+    """Where each clip is to lie in an arena, and the arena's bytes."""
     placed, size = [], 0
     for clip in clips:
         row, chosen = clip.row, clip.chosen
@@ -81,26 +120,42 @@ def decode(clips: Sequence[Clip[Instants]], *, pinned: bool = False) -> Decoded:
                 flow=flow,
                 rgb_of=np.searchsorted(chosen.frames, chosen.rgb),
                 flow_of=flow_of,
+                valid=clip.valid,
             )
         )
-    arena = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    decoded = Decoded(arena, tuple(placed))
+    return tuple(placed), size
+
+
+def decode(clips: Sequence[Clip[Instants]], *, arenas: Arenas | None = None, pinned: bool = False) -> Decoded:
+    """The clips decoded into one arena, in their order: out of `arenas`, or in new memory, pinned on request.
+
+    Raises CorruptRecordError where a JPEG is not what its record says.
+    """
+    placed, size = placed_in_arena(clips)
+    if arenas is not None and not pinned:
+        arena = arenas.take([size])
+    else:
+        arena = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)  # torch keeps pinned memory for its next use
+    decoded = Decoded(arena, placed)
     for clip, place in zip(clips, placed, strict=True):
-        _fill(decoded.rgb_FHWC(place).numpy(), clip.rgb, "RGB", clip.row.rgb, clip.row.name)
-        _fill(decoded.flow_PHW(place).numpy()[..., None], clip.flow, "GRAY", clip.row.flow, clip.row.name)
+        _fill(decoded.rgb_FHWC(place).numpy(), clip.rgb, "RGB", clip.row.name)
+        _fill(decoded.flow_PHW(place).numpy()[..., None], clip.flow, "GRAY", clip.row.name)
     return decoded
 
 
-def _fill(
-    target_NHWC: NDArray[np.uint8], jpegs: Sequence[memoryview], colour: str, place: StreamPlace, name: str
-) -> None:
+def _fill(target_NHWC: NDArray[np.uint8], jpegs: Sequence[memoryview], colour: str, name: str) -> None:
     for image_HWC, jpeg in zip(target_NHWC, jpegs, strict=True):
-        height, width = image_HWC.shape[:2]
         try:
-            # The size is looked at before the pixels: a wrong one must not write past its place in the arena.
-            found = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if found != (height, width):
-                raise ValueError(f"{found[1]}x{found[0]} pixels, expected {width}x{height}")
-            simplejpeg.decode_jpeg(jpeg, colorspace=colour, buffer=image_HWC)
+            # Looks at the size before it writes: what is larger than its place is refused.
+            shape = simplejpeg.decode_jpeg(jpeg, colorspace=colour, buffer=image_HWC).shape
         except ValueError as error:
-            raise CorruptRecordError(f"{name}: a {colour} frame of {place.width}x{place.height}: {error}") from error
+            height, width = image_HWC.shape[:2]
+            raise CorruptRecordError(f"{name}: a {colour} frame of {width}x{height}: {error}") from error
+        if shape != image_HWC.shape:
+            raise _wrong_size(name, shape, image_HWC.shape)
+
+
+def _wrong_size(name: str, found: Sequence[int], expected: Sequence[int]) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"{name}: a frame of {found[1]}x{found[0]} pixels, expected {expected[1]}x{expected[0]} by its record"
+    )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shards.split import Split
 from stmul.arithmetic import autocast, averaged, compile_forward, compiling
-from stmul.augment import apply_view, whole_view
+from stmul.augment import see_flow, see_rgb, whole_view
 from stmul.config import Config
 from stmul.decode import Decoded
 from stmul.errors import EvaluationError
@@ -63,7 +63,8 @@ def clip_scores(
     sums: list[Tensor] = []
     whole = whole_view(height, width)
     for view in (whole, whole.mirrored()) if mirror else (whole,):
-        rgb_TCHW, flow_PHW = apply_view(rgb, planes_PHW, view, size=None, frame=(height, width))
+        rgb_TCHW = see_rgb(rgb, view, size=None, frame=(height, width))
+        flow_PHW = see_flow(planes_PHW, view, size=None, frame=(height, width))
         maps = network(rgb_TCHW[None], flow_PHW.view(1, frames, channels, height, width))
         sums.append(torch.stack([averaged(map_BKTHW, (0, 2, 3, 4)) for map_BKTHW in maps]))
     appearance, motion = torch.stack(sums).mean(0)
@@ -119,11 +120,12 @@ def evaluate(
     count = len(split.index(part))
     found: dict[int, dict[str, NDArray[np.float32]]] = {}
     names: dict[int, tuple[str, int]] = {}
-    for decoded in evaluation_clips(split, part, config):
+    for loaded in evaluation_clips(split, part, config):
+        decoded = loaded.to(device)
         (clip,) = decoded.clips
         if clip.record in found:
             raise EvaluationError(f"{split.location}: {part} clip {clip.name} was scored twice")
-        found[clip.record] = video_scores(networks, decoded.to(device), config)
+        found[clip.record] = video_scores(networks, decoded, config)
         names[clip.record] = (clip.name, clip.label)
         watch(len(found), count)
     if sorted(found) != list(range(count)):

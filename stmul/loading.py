@@ -1,55 +1,87 @@
 """From shards to batches on the device: training's endless stream, and the clips of an evaluation.
 
-Everything drawn is a function of (seed, stage, position): which frames, which crop, mirrored or not. No state.
+Everything drawn is a function of (seed, stage, position): which frames, which crop, mirrored or not. No state. Batches
+are bytes, as the frames were stored: a quarter of the memory and of the transfer of floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.draws import Draws
 from shards.order import Order, State, evaluation
 from shards.split import Split
-from shards.stream import Clip, TrainingStream, cores, in_order, read_clips
+from shards.stream import Clip, Skip, TrainingStream, cores, in_order, read_clips
 from stmul import clips as instants_of
-from stmul.augment import View, apply_view, crop_view, whole_view
-from stmul.clips import NO_PAIR, Instants
+from stmul.arenas import Arenas
+from stmul.augment import View, crop_view, see_flow, see_rgb, whole_view
+from stmul.clips import Instants
 from stmul.config import FLOW_MEAN, Config, Data, Recipe
-from stmul.decode import Decoded, Placed, decode
+from stmul.decode import Decoded, Encoded, Loaded, Placed, decode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """A sub-batch of clips on the device, levels 0..255, as the network wants it."""
+    """A sub-batch of clips on the device, uint8 levels 0..255, as the network wants it."""
 
     rgb_BTCHW: Tensor | None  # C = 3
     flow_BTCHW: Tensor | None  # C = 2L, u and v in turn
     labels_B: Tensor
     positions: tuple[int, ...]
+    valid: tuple[bool, ...]  # False: a damaged clip, whose place holds constants; it is to count for nothing
     groups: int = 1  # sub-batches in it, one after the other
 
 
-def threads_of(data: Data) -> int:
-    """How many threads read and decode."""
-    return data.threads or cores()
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How many threads read and decode, and how many sub-batches they may be ahead."""
+
+    threads: int
+    ahead: int
+
+
+def reading_of(split: Split, part: str, data: Data, *, clips: int, instants: int) -> Reading:
+    """What `data` asks for, or as many threads as cores; never more ahead than its memory holds.
+
+    Sub-batches hold `clips` clips of `instants` instants. Frame sizes differ little in a data set: some are looked at.
+    """
+    index = split.index(part)
+    rows = [index.row(int(record)) for record in np.linspace(0, len(index) - 1, num=min(8, len(index)))]
+    pixels = max(3 * row.rgb.width * row.rgb.height + 2 * data.stack * row.flow.width * row.flow.height for row in rows)
+    held = data.memory * 2**20 // max(1, clips * instants * pixels)
+    threads = max(1, min(data.threads or cores(), held))
+    return Reading(threads, max(1, min(2 * threads, held - threads)))
 
 
 def training_stream(
-    split: Split, config: Config, stage: str, *, pinned: bool, start: State | None = None
-) -> TrainingStream[Instants, Decoded]:
-    """The endless training clips of `stage`, decoded, one sub-batch after the other.
+    split: Split,
+    config: Config,
+    stage: str,
+    *,
+    pinned: bool,
+    start: State | None = None,
+    rank: int = 0,
+    world: int = 1,
+    skip: Skip | None = None,
+) -> TrainingStream[Instants, Loaded]:
+    """The endless training clips of `stage`, one sub-batch after the other, decoded unless a GPU is to do that.
 
     Both streams get T instants a drawn stride apart; a stream alone gets one instant (method of the released code).
+    With `skip` damaged clips are told to it and left out; otherwise they raise CorruptRecordError.
     """
     data, seed = config.data, config.train.seed
     batch, sub_batch = config.train.batches(stage)
     index = split.index("train")
     order = Order(count=len(index), seed=seed, kind=data.order, window=data.window, shard_of=index.shard_of())
+    reading = reading_of(split, "train", data, clips=sub_batch, instants=data.frames if stage == "joint" else 1)
 
     def choose(position: int, n: int) -> Instants:
         draws = Draws.of(seed, stage, "window", position)
@@ -72,31 +104,54 @@ def training_stream(
         batch=batch,
         sub_batch=sub_batch,
         choose=choose,
-        then=lambda clips: decode(clips, pinned=pinned),
-        threads=threads_of(data),
+        then=loader(data, pinned=pinned),
+        threads=reading.threads,
+        ahead=reading.ahead,
         start=start,
+        rank=rank,
+        world=world,
+        skip=skip,
     )
 
 
-def training_batch(decoded: Decoded, config: Config, recipe: Recipe, stage: str) -> Batch:
-    """The sub-batch cropped, resized and mirrored as drawn for each clip's position, both streams alike."""
-    data, seed = config.data, config.train.seed
-    rgb, flow = [], []
-    for clip in decoded.clips:
+def loader(data: Data, *, pinned: bool) -> Callable[[Sequence[Clip[Instants]]], Loaded]:
+    """What a reading thread makes of a sub-batch's clips."""
+    if data.decode == "gpu":
+        return lambda clips: Encoded(tuple(clips))
+    arenas = Arenas()
+    return lambda clips: decode(clips, arenas=arenas, pinned=pinned)
+
+
+def training_batch(
+    decoded: Decoded, config: Config, recipe: Recipe, stage: str, *, arenas: Arenas | None = None
+) -> Batch:
+    """The sub-batch cropped, resized and mirrored as drawn for each clip's position, both streams alike.
+
+    On the CPU its memory comes out of `arenas`, if given.
+    """
+    data, seed, device = config.data, config.train.seed, decoded.arena.device
+
+    def memory(*shape: int) -> Tensor:
+        if arenas is not None and device.type == "cpu":
+            return arenas.take(shape)
+        return torch.empty(shape, dtype=torch.uint8, device=device)
+
+    count, side = len(decoded.clips), data.crop
+    instants = data.frames if stage == "joint" else 1
+    rgb = memory(count, instants, 3, side, side) if stage != "motion" else None
+    flow = memory(count, instants, 2 * data.stack, side, side) if stage != "appearance" else None
+    for number, clip in enumerate(decoded.clips):
         height, width = clip.size
         draws = Draws.of(seed, stage, "view", clip.position)
-        view = crop_view(
-            recipe.crops, height, width, data.crop, draws, original_crop_corners=data.original_crop_corners
-        )
-        rgb_TCHW, flow_TCHW = clip_tensors(decoded, clip, view, size=data.crop)
-        rgb.append(rgb_TCHW)
-        flow.append(flow_TCHW)
-    device = decoded.arena.device
+        view = crop_view(recipe.crops, height, width, side, draws, original_crop_corners=data.original_crop_corners)
+        targets = (rgb[number] if rgb is not None else None, flow[number] if flow is not None else None)
+        fill_clip(decoded, clip, view, targets, size=side)
     return Batch(
-        rgb_BTCHW=torch.stack([one for one in rgb if one is not None]) if rgb[0] is not None else None,
-        flow_BTCHW=torch.stack([one for one in flow if one is not None]) if flow[0] is not None else None,
+        rgb_BTCHW=rgb,
+        flow_BTCHW=flow,
         labels_B=torch.tensor([clip.label for clip in decoded.clips], device=device),
         positions=tuple(clip.position for clip in decoded.clips),
+        valid=tuple(clip.valid for clip in decoded.clips),
     )
 
 
@@ -113,6 +168,7 @@ def merged(batches: Iterator[Batch], groups: int) -> Iterator[Batch]:
                 flow_BTCHW=torch.cat(flow) if flow else None,
                 labels_B=torch.cat([one.labels_B for one in some]),
                 positions=tuple(position for one in some for position in one.positions),
+                valid=tuple(valid for one in some for valid in one.valid),
                 groups=len(some),
             )
         )
@@ -121,37 +177,65 @@ def merged(batches: Iterator[Batch], groups: int) -> Iterator[Batch]:
 def clip_tensors(
     decoded: Decoded, clip: Placed, view: View, *, size: int | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """One clip through its view: RGB (T, 3, H, W) and flow (T, 2L, H, W), 0..255; None for a stream not read.
-
-    Frames are resized once, then handed to every instant that uses them.
-    """
-    rgb_FCHW, flow_PHW = apply_view(decoded.rgb_FHWC(clip), decoded.flow_PHW(clip), view, size=size, frame=clip.size)
-    device = decoded.arena.device
-    rgb = rgb_FCHW[torch.from_numpy(clip.rgb_of).to(device)] if len(clip.rgb_of) else None
-    if not len(clip.flow_of):
-        return rgb, None
+    """One clip through its view, uint8: RGB (T, 3, H, W) and flow (T, 2L, H, W); None for a stream not read."""
+    height, width = (size, size) if size else (round(view.bottom - view.top), round(view.right - view.left))
+    empty = decoded.arena.new_empty
+    rgb = empty((len(clip.rgb_of), 3, height, width)) if len(clip.rgb_of) else None
     instants, stack = clip.flow_of.shape
-    if (clip.flow_of == NO_PAIR).any():  # a video of one frame: nothing moves
-        height, width = (size, size) if size else clip.size
-        return rgb, torch.full((instants, 2 * stack, height, width), FLOW_MEAN, device=device)
-    pairs_PCHW = flow_PHW.view(-1, 2, *flow_PHW.shape[-2:])
-    flow_TLCHW = pairs_PCHW[torch.from_numpy(clip.flow_of).to(device)]
-    return rgb, flow_TLCHW.flatten(1, 2)
+    flow = empty((instants, 2 * stack, height, width)) if instants else None
+    fill_clip(decoded, clip, view, (rgb, flow), size=size)
+    return rgb, flow
 
 
-def evaluation_clips(split: Split, part: str, config: Config) -> Iterator[Decoded]:
-    """Every video of `part` once, in the order of its records, with its test instants, decoded."""
+def fill_clip(
+    decoded: Decoded, clip: Placed, view: View, targets: tuple[Tensor | None, Tensor | None], *, size: int | None
+) -> None:
+    """Puts one clip through its view into RGB (T, 3, H, W) and flow (T, 2L, H, W), uint8; None where not read."""
+    rgb_TCHW, flow_TCHW = targets
+    if rgb_TCHW is not None:
+        frames_FHWC = decoded.rgb_FHWC(clip)
+        through = partial(see_rgb, frames_FHWC, view, size=size, frame=clip.size)
+        _hand_out(len(frames_FHWC), clip.rgb_of, rgb_TCHW, lambda out: through(out=out))
+    if flow_TCHW is not None:
+        planes_PHW = decoded.flow_PHW(clip)
+        seen = partial(see_flow, planes_PHW, view, size=size, frame=clip.size)
+        pairs = flow_TCHW.view(-1, 2, *flow_TCHW.shape[-2:])
+        _hand_out(len(planes_PHW) // 2, clip.flow_of.reshape(-1), pairs, lambda out: seen(out=out.flatten(0, 1)))
+
+
+def _hand_out(count: int, used: NDArray[np.int64], target: Tensor, make: Callable[[Tensor], object]) -> None:
+    """Makes `count` pictures once and puts those `used` into `target`, one for each entry.
+
+    Where there are none (a video of one frame has no motion, a damaged clip nothing), it is filled with no motion.
+    """
+    if not count:
+        target.fill_(FLOW_MEAN)
+    elif len(used) == count and (used == np.arange(count)).all():
+        make(target)  # nothing is shared: they lie in their places at once
+    else:
+        made = target.new_empty((count, *target.shape[1:]))
+        make(made)
+        torch.index_select(made, 0, torch.from_numpy(used).to(target.device), out=target)
+
+
+def evaluation_clips(split: Split, part: str, config: Config, *, rank: int = 0, world: int = 1) -> Iterator[Loaded]:
+    """Every video of `part` once, in the order of its records, with its test instants; ranks take them in turn.
+
+    Raises CorruptRecordError where one is damaged, whatever is done about that in training: a score over fewer clips
+    would be another score.
+    """
     index = split.index(part)
     frames = index.frames()
     settings, data = config.evaluate, config.data
+    reading = reading_of(split, part, data, clips=1, instants=settings.frames)
+    then = loader(data, pinned=False)
 
-    def work(record: int) -> Decoded:
+    def work(record: int) -> Loaded:
         instants = instants_of.testing(int(frames[record]), frames=settings.frames, stack=data.stack)
-        clips: list[Clip[Instants]] = read_clips(split, part, [(record, record, instants)])
-        return decode(clips)
+        return then(read_clips(split, part, [(record, record, instants)]))
 
-    threads = threads_of(data)
-    return in_order(evaluation(len(index)), work, threads=threads, ahead=threads)
+    mine = evaluation(len(index), rank=rank, world=world)
+    return in_order(mine, work, threads=reading.threads, ahead=reading.ahead)
 
 
 def test_views(config: Config, size: tuple[int, int]) -> list[tuple[View, int | None]]:

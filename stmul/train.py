@@ -20,10 +20,12 @@ from configs import dump
 from shards.draws import key_of
 from shards.order import State, steps_for
 from shards.split import Split
+from stmul.arenas import Arenas
 from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.batchnorm import commit_moments, sub_batches
 from stmul.checkpoint import Checkpoint, restore, resume_from, save
 from stmul.config import Config
+from stmul.damage import Damaged
 from stmul.errors import TrainingError
 from stmul.loading import Batch, merged, training_batch, training_stream
 from stmul.memory import groups_at_once
@@ -51,26 +53,32 @@ def step(
     moments_rate: float,
     clip_norm: float,
     precision: str = "float32",
-) -> tuple[Tensor, Tensor]:
-    """One update from the sub-batches of `clips` clips; returns the summed loss and the right answers before it.
+) -> tuple[Tensor, Tensor, int]:
+    """One update from the sub-batches of `clips` clips: the summed loss and right answers before it, of how many clips.
 
-    The loss of a clip is the sum over heads of the cross-entropy. Dropout is a function of (seed, position).
+    The loss of a clip is the sum over heads of the cross-entropy. Dropout is a function of (seed, position). A clip
+    that is not valid has weight 0: `clips` counts it, and nothing else does.
     """
     optimizer.zero_grad(set_to_none=True)
-    losses, right = [], []
+    losses, right, valid = [], [], 0
     for batch in batches:
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
-        with sub_batches(network, batch.groups), autocast(batch.labels_B.device, precision):
+        with sub_batches(network, batch.groups, batch.valid), autocast(batch.labels_B.device, precision):
             heads = scores(network, batch)
-        loss = torch.stack([cross_entropy(head_BK, batch.labels_B, reduction="sum") for head_BK in heads]).sum()
+        labels_B = batch.labels_B
+        if not all(batch.valid):
+            kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
+            heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
+        loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
         (loss / clips).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-        right.append((torch.stack(heads).mean(0).argmax(1) == batch.labels_B).sum())
+        valid += len(labels_B)
+        right.append((torch.stack(heads).mean(0).argmax(1) == labels_B).sum())
     if clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
     commit_moments(network, moments_rate)
-    return torch.stack(losses).sum(), torch.stack(right).sum()
+    return torch.stack(losses).sum(), torch.stack(right).sum(), valid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +115,8 @@ class Meter:
             "stage": stage,
             "epoch": epoch,
             "step": step,
-            "loss": self.loss / self.clips,
-            "accuracy": self.right / self.clips,
+            "loss": self.loss / max(1, self.clips),
+            "accuracy": self.right / max(1, self.clips),
             "lr": learning_rate,
             "clips_per_second": self.timed / max(self.seconds, 1e-9),
             "data_wait": self.waited / max(self.seconds, 1e-9),
@@ -146,16 +154,21 @@ def train_stage(
     begun, state, meter = _resume(stage, network, optimizer, run)
     network.train()
     saved, minutes = time.monotonic(), config.train.save_minutes
-    with training_stream(split, config, stage, pinned=device.type == "cuda", start=state) as stream:
+    arenas, skip = Arenas(), Damaged(run.folder, config.data.damage_limit) if config.data.damage == "skip" else None
+    pinned = device.type == "cuda"
+    with training_stream(split, config, stage, pinned=pinned, start=state, skip=skip) as stream:
         for number in range(begun, steps):
             learning_rate = rate(number, steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["scale"]
             begin = time.perf_counter()
             waits: list[float] = []
-            batches = (training_batch(one.to(device), config, recipe, stage) for one in timed(stream.step(), waits))
+            batches = (
+                training_batch(one.to(device), config, recipe, stage, arenas=arenas)
+                for one in timed(stream.step(), waits)
+            )
             with compiling("train.compile"):
-                loss, right = step(
+                loss, right, valid = step(
                     network,
                     merged(batches, groups),
                     optimizer,
@@ -165,7 +178,7 @@ def train_stage(
                     clip_norm=config.train.clip_norm,
                     precision=config.train.precision,
                 )
-            meter = _counted(meter, float(loss), int(right), batch, time.perf_counter() - begin, sum(waits))
+            meter = _counted(meter, float(loss), int(right), valid, time.perf_counter() - begin, sum(waits))
             _must_be_finite(meter, stage, number, run)
             epoch = min(recipe.epochs, (number + 1) * batch // count)
             ended = epoch > min(recipe.epochs, number * batch // count) or number + 1 == steps

@@ -29,7 +29,7 @@ ARROWS = {
 PLACES = {
     "torch": r"stmul/.*|preprocess/tvl1\.py",
     "torchvision": r"stmul/.*",
-    "cv2": r"preprocess/.*",
+    "cv2": r"preprocess/.*|stmul/resize\.py",
     "av": r"preprocess/.*",
     "webdataset": r"shards/(writer|adapter)\.py",
     "lmdb": r"shards/.*",

@@ -159,7 +159,8 @@ def clips(config: Config, count: int, device: torch.device) -> Batch:
         for channels in (3, 2 * data.stack)
     )
     labels = torch.arange(count, device=device) % 101
-    return Batch(rgb_BTCHW=rgb, flow_BTCHW=flow, labels_B=labels, positions=tuple(range(count)))
+    everyone = tuple(range(count))
+    return Batch(rgb_BTCHW=rgb, flow_BTCHW=flow, labels_B=labels, positions=everyone, valid=(True,) * count)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.index import StreamPlace
-from shards.plan import coalesce, cut, image_ranges
+from shards.plan import Run, coalesce, cut, images_of, runs
 from shards.stores import Range
 
 SIZE = 400
@@ -89,19 +89,28 @@ def test_what_is_cut_is_not_copied():
     assert views[1][0] == read[3]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(0, 100), st.data())
-def test_the_ranges_of_images_follow_the_table(sizes, offset, data):
+def stream(sizes: list[int]) -> StreamPlace:
     ends = np.cumsum(sizes).astype(np.uint32)
-    place = StreamPlace(
+    return StreamPlace(
         offset=0, size=int(ends[-1]), width=1, height=1, components=1, ends=ends, crcs=np.zeros_like(ends)
     )
-    images = data.draw(st.lists(st.integers(0, len(sizes) - 1)))
-    for image, found in zip(images, image_ranges("a", offset, place, images), strict=True):
-        assert found == Range("a", offset + sum(sizes[:image]), offset + sum(sizes[: image + 1]))
 
 
-def test_a_stack_of_flow_pairs_is_one_read_even_without_a_gap():
-    ends = np.cumsum(np.full(60, 7)).astype(np.uint32)
-    place = StreamPlace(offset=0, size=420, width=1, height=1, components=1, ends=ends, crcs=np.zeros_like(ends))
-    reads, _ = coalesce(image_ranges("a", 1000, place, range(10, 30)), 0)
-    assert reads == [Range("a", 1070, 1210)]
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 100), st.data())
+def test_runs_hold_the_images_asked_for_and_no_others(sizes, offset, data):
+    place, whole = stream(sizes), bytes(range(256)) + bytes(range(256))
+    images = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1))))
+    found = runs("a", offset, place, np.array(images, dtype=np.int64))
+    assert [image for run in found for image in range(run.first, run.last)] == images
+    for one, other in pairwise(found):
+        assert one.last < other.first
+    cut_up = [
+        bytes(jpeg)
+        for run in found
+        for jpeg in images_of(run, place, memoryview(whole)[run.range.start : run.range.stop])
+    ]
+    assert cut_up == [whole[offset + sum(sizes[:image]) : offset + sum(sizes[: image + 1])] for image in images]
+
+
+def test_a_stack_of_flow_pairs_is_one_run():
+    assert runs("a", 1000, stream([7] * 60), np.arange(10, 30)) == [Run(10, 30, Range("a", 1070, 1210))]

@@ -53,7 +53,14 @@ def clips(count: int, groups: int, device: torch.device = CPU, instants: int = 2
 
     labels = torch.arange(count, device=device) % 3
     positions = tuple(range(count))
-    return Batch(rgb_BTCHW=smooth(3), flow_BTCHW=smooth(8), labels_B=labels, positions=positions, groups=groups)
+    return Batch(
+        rgb_BTCHW=smooth(3),
+        flow_BTCHW=smooth(8),
+        labels_B=labels,
+        positions=positions,
+        valid=(True,) * len(positions),
+        groups=groups,
+    )
 
 
 def stepped(network, batch, *, backend=None, precision="float32", times=1):
@@ -64,7 +71,7 @@ def stepped(network, batch, *, backend=None, precision="float32", times=1):
     optimizer = SGD(parameter_groups(network, 5e-4), lr=0.01)
     settings = {"clips": len(batch.positions), "seed": 1, "moments_rate": 0.5, "clip_norm": 0.0}
     for _ in range(times):
-        loss, _ = step(network, [batch], optimizer, precision=precision, **settings)
+        loss, *_ = step(network, [batch], optimizer, precision=precision, **settings)
     gradient = torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
     moments = torch.cat([torch.cat([one.running_mean, one.running_sigma]) for one in layers(network)])
     return Done(float(loss), gradient, moments, network.state_dict())

@@ -1,8 +1,9 @@
-"""Batches agree to one grey level with a slow loader: loose JPEGs, Pillow's resize with a box, flip, minus the mean."""
+"""Batches agree to one grey level with a slow loader: loose JPEGs, Pillow's crop, resize and flip."""
 
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from shards.format import encode, key_of
 from shards.order import full
 from shards.record import FlowMade, Frames, Record
 from shards.split import Split, open_split
+from shards.stream import cores
 from shards.writer import write_split
 from stmul import clips, loading
 from stmul.augment import CROPS, View, crop_view, whole_view
@@ -98,7 +100,9 @@ def look(path: Path, colour: str, view: View, frame: tuple[int, int], size: tupl
     """
     image = Image.open(path).convert(colour)
     across, down = image.width / frame[1], image.height / frame[0]
-    box = (view.left * across, view.top * down, view.right * across, view.bottom * down)
+    left, top, right, bottom = view.left * across, view.top * down, view.right * across, view.bottom * down
+    image = image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
+    box = (left % 1, top % 1, right - math.floor(left), bottom - math.floor(top))
     seen = [band.convert("F").resize((size[1], size[0]), Resampling.BILINEAR, box=box) for band in image.split()]
     return np.stack([band.transpose(Transpose.FLIP_LEFT_RIGHT) if view.mirror else band for band in seen])
 
@@ -124,9 +128,9 @@ def slow_clip(
 
 
 def assert_within_a_level(found: torch.Tensor, expected: np.ndarray) -> None:
-    assert found.dtype == torch.float32
+    assert found.dtype == torch.uint8
     assert found.shape == expected.shape
-    assert float(np.abs(found.numpy() - expected).max(initial=0)) <= 1.001
+    assert float(np.abs(found.float().numpy() - expected).max(initial=0)) <= 1.001
 
 
 def slow_choice(settings: Config, stage: str, position: int, n: int) -> clips.Instants:
@@ -302,6 +306,16 @@ def test_a_video_of_one_frame_shows_no_motion(split, mirror):
     assert (flow == 128).all()
 
 
-def test_threads_are_as_many_as_cores_unless_said():
-    assert loading.threads_of(Data()) >= 1
-    assert loading.threads_of(Data(threads=3)) == 3
+def test_threads_are_as_many_as_cores_unless_said_and_no_more_ahead_than_memory_holds(split):
+    def reading(clips: int = SUB_BATCH, **data) -> loading.Reading:
+        return loading.reading_of(split, "train", Data(stack=STACK, **data), clips=clips, instants=3)
+
+    assert reading().threads == cores()
+    assert reading(threads=3) == loading.Reading(threads=3, ahead=6)
+    largest = max(
+        3 * width * height + 2 * STACK * int(width * scale) * int(height * scale) for _, width, height, scale in VIDEOS
+    )
+    clips = 2**20 // (3 * largest * 5)  # five sub-batches in a MiB
+    assert reading(clips, threads=3, memory=1) == loading.Reading(threads=3, ahead=2)
+    assert reading(clips, threads=9, memory=1) == loading.Reading(threads=5, ahead=1)
+    assert reading(100 * clips, threads=9, memory=1) == loading.Reading(threads=1, ahead=1)

@@ -80,7 +80,7 @@ def updated(network, batches, config, **changes):
     network = copy.deepcopy(network)
     optimizer = SGD(parameter_groups(network, 5e-4), lr=0.1)
     settings = {"clips": 4, "seed": 1, "moments_rate": 0.1, "clip_norm": 0.0, **changes}
-    loss, right = step(network, batches, optimizer, **settings)
+    loss, right, _ = step(network, batches, optimizer, **settings)
     return network, float(loss), int(right)
 
 
@@ -209,6 +209,7 @@ def test_merged_batches_keep_every_clip_in_order():
             flow_BTCHW=None,
             labels_B=torch.tensor([position]),
             positions=(position,),
+            valid=(True,),
         )
 
     found = list(merged((one(position) for position in range(5)), 2))

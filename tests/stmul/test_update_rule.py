@@ -248,6 +248,7 @@ def sub_batches_of(network: nn.Module, number: int) -> list[Batch]:
             flow_BTCHW=levels(4, 32, 32) if joined else None,
             labels_B=torch.randint(CLASSES, (CLIPS,), generator=draws),
             positions=tuple(range(i * CLIPS, (i + 1) * CLIPS)),
+            valid=(True,) * CLIPS,
         )
         for i in range(number * PARTS, (number + 1) * PARTS)
     ]
@@ -304,7 +305,9 @@ def test_a_stage_takes_its_steps_at_the_rates_and_with_the_settings_of_its_recip
     kind_of = {id(one): kinds(network)[name] for name, one in network.named_parameters()}
     taken = []
 
-    def noted(network: nn.Module, batches: Iterable[Batch], optimizer: SGD, **settings: Any) -> tuple[Tensor, Tensor]:
+    def noted(
+        network: nn.Module, batches: Iterable[Batch], optimizer: SGD, **settings: Any
+    ) -> tuple[Tensor, Tensor, int]:
         rules = {
             (kind_of[id(one)], group["lr"], group["weight_decay"], group["momentum"])
             for group in optimizer.param_groups
@@ -312,7 +315,7 @@ def test_a_stage_takes_its_steps_at_the_rates_and_with_the_settings_of_its_recip
         }
         plain = all(group["dampening"] == 0 and not group["nesterov"] for group in optimizer.param_groups)
         taken.append((rules, plain, [len(one.labels_B) // one.groups for one in batches], settings))
-        return torch.tensor(0.0), torch.tensor(0)
+        return torch.tensor(0.0), torch.tensor(0), 4
 
     monkeypatch.setattr(stmul.train, "step", noted)
     stmul.train.train_stage(
