@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stmul.checkpoint import Checkpoint, load, restore, save
+from shards.errors import ShardError
+from stmul.checkpoint import Checkpoint, load, restore, resume_from, save
 from stmul.errors import CheckpointError
+from stmul.runs import Run
 
 
 def tiny(width: int = 3) -> nn.Module:
@@ -109,6 +111,56 @@ def test_a_checkpoint_replaces_the_one_before_whole(saved, tmp_path, monkeypatch
         save(path, checkpoint())
     assert path.read_bytes() == saved.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("numbers", [10, 100_000])
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, numbers):
+    (tmp_path / "c.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(ShardError, match=r"c\.pt: cannot be written: No space left on device\. Check the disk"):
+        save(tmp_path / "c.pt", checkpoint(network={"weights": torch.zeros(numbers)}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torch_refuses_to_save_keeps_its_own_words(tmp_path):
+    with pytest.raises(Exception, match="pickle"):
+        save(tmp_path / "c.pt", checkpoint(config=lambda: None))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_an_earlier_version_with_more_in_it_is_read(saved, tmp_path):
+    fields = torch.load(saved, weights_only=True)
+    torch.save({**fields, "torch_rng": torch.get_rng_state()}, tmp_path / "earlier.pt")
+    assert_same(dict(load(tmp_path / "earlier.pt").network), dict(load(saved).network))
+
+
+def test_a_stage_goes_on_from_its_newest_checkpoint(saved, tmp_path):
+    run = Run(tmp_path)
+    assert resume_from(run, "joint") is None
+    for epoch in (1, 2):
+        save(run.epoch("joint", epoch), checkpoint(epoch=epoch))
+    path, found = resume_from(run, "joint")
+    assert (path, found.epoch) == (run.epoch("joint", 2), 2)
+    save(run.mid_epoch("joint"), checkpoint(epoch=2, step=130))
+    path, found = resume_from(run, "joint")
+    assert (path, found.step) == (run.mid_epoch("joint"), 130)
+
+
+def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_it_named(saved, tmp_path):
+    run = Run(tmp_path / "demo-001")
+    for epoch in (9, 10):
+        save(run.epoch("joint", epoch), checkpoint(epoch=epoch))
+    run.epoch("joint", 10).write_bytes(saved.read_bytes()[:-1])
+    with pytest.raises(CheckpointError) as caught:
+        resume_from(run, "joint")
+    message = str(caught.value)
+    assert message.startswith(f"{run.epoch('joint', 10)}: not a checkpoint (")
+    assert message.endswith(
+        "It was whole when it was written: see what else that disk has damaged."
+        f" To go on from {run.epoch('joint', 9)}, delete it and run the same command"
+    )
+    run.epoch("joint", 9).unlink()
+    with pytest.raises(CheckpointError, match="To begin stage joint again, delete it and run the same command"):
+        resume_from(run, "joint")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

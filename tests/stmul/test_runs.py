@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import load
+from shards.errors import ShardError
 from stmul.config import Config
 from stmul.errors import RunError
 from stmul.runs import About, Run, find_run, new_run, run_of_network, runs, unfinished
@@ -88,11 +90,56 @@ def test_a_new_run_takes_the_first_free_number(tmp_path, name):
     for number in (1, 2, 3):
         run = new_run(tmp_path / "experiment", name)
         assert run.id == f"{name}-{number:03d}"
-        assert not run.folder.exists()
+        assert list(run.folder.iterdir()) == []
         run.describe(ABOUT, Config())
     (tmp_path / "experiment" / f"{name}-004").mkdir()  # begun by hand
     assert new_run(tmp_path / "experiment", name).id == f"{name}-005"
     assert new_run(tmp_path / "experiment", "other").id == "other-001"
+
+
+def test_runs_begun_at_the_same_time_never_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        begun_at_once = [pool.submit(new_run, tmp_path / "experiment", "demo") for _ in range(24)]
+    assert len({future.result().id for future in begun_at_once}) == 24
+
+
+def test_a_run_that_is_being_trained_is_refused_and_left_alone(tmp_path):
+    run = begun(tmp_path, "demo-001")
+    with run.held():
+        (tmp_path / "demo-001" / "run.json.partial").touch()
+        with pytest.raises(RunError, match=r"demo-001: another process is training this run\..* --fresh"), run.held():
+            pass
+        assert (tmp_path / "demo-001" / "run.json.partial").exists()
+        with begun(tmp_path, "demo-002").held():
+            pass
+    with run.held():
+        pass
+    assert run.history() == []
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    run = begun(tmp_path, "demo-001")
+    for name in ("joint/epoch-0001.pt", "results/a.json.partial", "report.html.partial", "tensorboard/a.partial"):
+        (run.folder / name).parent.mkdir(exist_ok=True)
+        (run.folder / name).touch()
+    before = set(run.folder.rglob("*"))
+    for name in ("joint/epoch-0002.pt.partial", "joint/mid-epoch.pt.partial", "run.json.partial"):
+        (run.folder / name).touch()
+    with run.held():
+        assert set(run.folder.rglob("*")) == before | {run.folder / "log.jsonl"}
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ShardError, match=r"log\.jsonl: cannot be written: No space left on device\. Check the disk"):
+        Run(tmp_path).log({"stage": "joint", "epoch": 1})
+
+
+def test_a_row_is_on_disk_before_the_log_goes_on(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((tmp_path / "log.jsonl").read_text()))
+    Run(tmp_path).log({"epoch": 1})
+    assert synced == ['{"epoch": 1}\n']
 
 
 def test_a_stopped_run_goes_on_only_with_the_same_data_and_settings(tmp_path):
@@ -170,6 +217,18 @@ def test_checkpoints_are_found_in_the_order_of_their_epochs(tmp_path):
     assert run.newest("joint") == run.mid_epoch("joint") == tmp_path / "joint" / "mid-epoch.pt"
     assert run.resumable("joint")[-2] == run.epoch("joint", 10000)
     assert run.newest("motion") is None
+
+
+def test_a_newer_epoch_removes_what_it_makes_superfluous(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "joint").mkdir()
+    paths = [run.epoch("joint", epoch) for epoch in (1, 2, 3, 10)]
+    for path in (*paths, run.mid_epoch("joint")):
+        path.touch()
+    run.tidy("joint", 2)
+    assert run.resumable("joint") == paths[-2:]
+    run.tidy("joint", 9)
+    assert run.resumable("joint") == paths[-2:]
 
 
 def test_a_network_from_elsewhere_gets_a_folder_that_is_nobody_elses(tmp_path):

@@ -7,10 +7,11 @@ import torch
 
 from configs import SettingsError
 from stmul.checkpoint import load
-from stmul.config import Experiment
+from stmul.config import Config, Experiment
 from stmul.errors import RunError, TrainingError, WeightsError
 from stmul.runs import checkpoint_path, find_run
 from stmul.stages import (
+    WITHOUT_EFFECT,
     build,
     choose_device,
     load_networks,
@@ -44,6 +45,32 @@ def test_a_stage_begins_as_a_function_of_the_seed(small):
 @pytest.mark.parametrize(("crop", "pool"), [(32, 1), (64, 2), (112, 4), (224, 7)])
 def test_the_pool_is_as_wide_as_the_last_map_in_training(small, crop, pool):
     assert pool_of(small(f"data.crop={crop}")) == pool
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        ("data.threads=1", True),
+        ("train.keep=5", True),
+        ("train.save_minutes=0", True),
+        ("experiment.use_gpu=auto", True),
+        ("train.seed=2", False),
+        ("train.joint.epochs=3", False),
+        ("data.order=windowed", False),
+    ],
+)
+def test_a_stopped_run_goes_on_unless_a_setting_that_matters_to_what_is_learnt_differs(small, split, change, goes_on):
+    config = small()
+    run, _ = open_run(config, split, find_start(config, split), name="small", fresh=False)
+    other = small(change)
+    start = find_start(other, split)
+    assert open_run(other, split, start, name="small", fresh=False)[1] == goes_on
+    assert open_run(config, split, start, name="small", fresh=True) != (run, True)
+
+
+def test_settings_without_effect_on_what_is_learnt_exist():
+    for section, names in WITHOUT_EFFECT.items():
+        assert names <= getattr(Config(), section).__class__.model_fields.keys()
 
 
 def test_base_networks_are_found_by_data_set_split_and_stream_and_the_joint_network_starts_as_they_are(
