@@ -128,18 +128,18 @@ def _blocks(axis: Axis, device: torch.device) -> Iterator[tuple[slice, slice, Te
 
 def by_bytes(cut: Tensor, out: Tensor, *, mirror: bool) -> None:
     """`resized` for bytes on the CPU: the pictures that were cut out, whole pixels, into `out` of another size."""
-    growing = cut.shape[-2] <= out.shape[-2] and cut.shape[-1] <= out.shape[-1]
+    size = (out.shape[-2], out.shape[-1])
+    growing = cut.shape[-2] <= size[0] and cut.shape[-1] <= size[1]
     if cut.dim() == 4:
-        made = np.empty((*out.shape[-2:], cut.shape[1]), np.uint8)
-        for frame_CHW, target_CHW in zip(cut, out, strict=True):
-            source = frame_CHW.permute(1, 2, 0).numpy()
-            _grow(source, made) if growing else _shrink(np.ascontiguousarray(source), made)
-            target_CHW.copy_(torch.from_numpy(cv2.flip(made, 1) if mirror else made).permute(2, 0, 1))
+        for frame_HWC, target_CHW in zip(cut.permute(0, 2, 3, 1).numpy(), out, strict=True):
+            made = _grown(frame_HWC, size) if growing else _shrunk(np.ascontiguousarray(frame_HWC), size)
+            made = cv2.flip(made, 1) if mirror else made
+            target_CHW.copy_(torch.from_numpy(made).permute(2, 0, 1))
         return
     sources, targets = cut.numpy(), out.numpy()
     if growing:
         for source, target in zip(sources, targets, strict=True):
-            _grow(source, target)
+            _grown(source, size, target)
     else:
         _shrink_planes(sources, targets)
     if mirror:
@@ -147,24 +147,23 @@ def by_bytes(cut: Tensor, out: Tensor, *, mirror: bool) -> None:
             cv2.flip(target, 1, dst=target)
 
 
-def _grow(source: Levels, target: Levels) -> None:
-    cv2.resize(source, (target.shape[1], target.shape[0]), dst=target, interpolation=cv2.INTER_LINEAR)
+def _grown(source: Levels, size: tuple[int, int], target: Levels | None = None) -> Levels:
+    return np.asarray(cv2.resize(source, size[::-1], dst=target, interpolation=cv2.INTER_LINEAR))
 
 
-def _shrink(source: Levels, target: Levels) -> None:
-    """One picture (H, W, C) of up to 4 channels, its bytes in that order, through torch's antialiased kernel."""
-    batch = torch.from_numpy(source).permute(2, 0, 1)[None]
-    made = torch.ops.aten._upsample_bilinear2d_aa(batch, target.shape[:2], False)
-    np.copyto(target, made[0].permute(1, 2, 0).numpy())
+def _shrunk(source_HWC: Levels, size: tuple[int, int]) -> Levels:
+    """One picture of up to 4 channels, its bytes in that order, through torch's antialiased kernel."""
+    batch = torch.from_numpy(source_HWC)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels are last
+    made: Tensor = torch.ops.aten._upsample_bilinear2d_aa(batch, size, False)
+    return made.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _shrink_planes(sources: Levels, targets: Levels) -> None:
     """Planes, four side by side as the channels of one picture; the last group repeats its last plane."""
     group = np.empty((*sources.shape[1:], GROUP), np.uint8)
-    made = np.empty((*targets.shape[1:], GROUP), np.uint8)
     spare = np.empty_like(targets[0])
     for first in range(0, len(sources), GROUP):
         members = [min(first + i, len(sources) - 1) for i in range(GROUP)]
         cv2.merge([sources[member] for member in members], group)
-        _shrink(group, made)
+        made = _shrunk(group, (targets.shape[1], targets.shape[2]))
         cv2.split(made, [targets[first + i] if first + i < len(targets) else spare for i in range(GROUP)])
