@@ -58,7 +58,10 @@ def missing_compiler(device: torch.device) -> str:
 def as_possible(
     config: Config, station: Literal["train", "evaluate"], device: torch.device, say: Callable[[str], None]
 ) -> Config:
-    """The settings, without the station's `compile` where nothing can be compiled; one line says why."""
+    """The settings, without what cannot be done here: decoding on a GPU, the station's `compile`; a line says why."""
+    if config.data.decode == "gpu" and device.type != "cuda":
+        say("decode    not on a GPU, for none is used: going on with the CPU, whose levels differ by a few")
+        config = config.model_copy(update={"data": config.data.model_copy(update={"decode": "cpu"})})
     settings: Train | Evaluate = getattr(config, station)
     if not settings.compile or not (missing := missing_compiler(device)):
         return config

@@ -7,6 +7,7 @@ at once, when it is asked for there. CPU decoders agree to the bit; a GPU's is e
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -86,7 +87,10 @@ class Encoded:
             chosen = [number for number, target in enumerate(targets) if (target.dim() == 3) == colour]
             data = [torch.from_numpy(np.frombuffer(jpegs[number][0], np.uint8).copy()) for number in chosen]
             try:
-                images_CHW = decode_jpeg(data, mode=mode, device=device) if data else []
+                with warnings.catch_warnings():
+                    # Torchvision 0.29 announces that TorchCodec will take this over; it does what it did.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    images_CHW = decode_jpeg(data, mode=mode, device=device) if data else []
             except RuntimeError as error:
                 names = ", ".join(sorted({clip.row.name for clip in self.clips}))
                 raise CorruptRecordError(f"one of {names}: a frame that cannot be decoded: {error}") from error

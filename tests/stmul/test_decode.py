@@ -17,8 +17,9 @@ from shards.format import key_of
 from shards.index import Row, StreamPlace
 from shards.record import Frames, Record
 from shards.stream import Clip, pair_images
+from stmul.arenas import Arenas
 from stmul.clips import NO_PAIR, Instants, stacks
-from stmul.decode import Decoded, decode
+from stmul.decode import Decoded, Encoded, decode
 
 forms = st.sampled_from(
     [
@@ -223,3 +224,60 @@ def test_bytes_that_are_no_whole_jpeg_are_refused_by_name(make_record, broken):
     record = record_of(base, [data or b"\0", whole], [bytes(base.flow[0])] * 2, 32, 24)
     with pytest.raises(CorruptRecordError, match=r"^v_x: a RGB frame of 32x24: "):
         decode([clip_of(record, [0], np.zeros((0, 2), np.int64))])
+
+
+# Decoding where the clips are needed
+
+
+def some_clips(make_record) -> list[Clip[Instants]]:
+    found = []
+    for position, (width, height) in enumerate(((32, 24), (17, 40))):
+        record = make_record(f"v_{position}", frames=12, width=width, height=height, label=position)
+        found.append(clip_of(record, [1, 5, 5], stacks(np.array([1, 2, 7]), 12, 2), position))
+    found.append(clip_of(make_record("v_2", frames=1), [0], np.full((1, 2), NO_PAIR), 2))
+    return found
+
+
+def test_clips_decoded_later_are_bit_equal_and_lie_alike(make_record):
+    clips = some_clips(make_record)
+    now, later = decode(clips), Encoded(tuple(clips)).to(torch.device("cpu"))
+    assert torch.equal(now.arena, later.arena)
+    assert [(one.rgb, one.flow, one.name) for one in now.clips] == [
+        (one.rgb, one.flow, one.name) for one in later.clips
+    ]
+
+
+def test_a_clip_that_was_left_out_has_its_place_and_no_pixels(make_record):
+    clips = some_clips(make_record)
+    clips[1] = replace(clips[1], rgb=(), flow=(), valid=False)
+    for decoded in (decode(clips), Encoded(tuple(clips)).to(torch.device("cpu"))):
+        assert [clip.valid for clip in decoded.clips] == [True, False, True]
+        assert decoded.rgb_FHWC(decoded.clips[1]).shape == (0, 40, 17, 3)
+        assert np.array_equal(decoded.rgb_FHWC(decoded.clips[2])[0], with_pillow(clips[2].rgb[0], "RGB"))
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(b"no picture", "v_0"), (jpeg(pixels(1, 8, 8, 3)), "8x8 pixels")])
+def test_what_cannot_be_decoded_later_is_refused_by_name(make_record, wrong, expected):
+    clips = some_clips(make_record)
+    clips[0] = replace(clips[0], rgb=(memoryview(wrong), *clips[0].rgb[1:]))
+    with pytest.raises(CorruptRecordError, match=expected):
+        Encoded(tuple(clips)).to(torch.device("cpu"))
+
+
+def test_memory_of_a_pool_is_used_again_and_its_clips_are_the_same(make_record):
+    clips, arenas = some_clips(make_record), Arenas()
+    expected, places = decode(clips).arena, set()
+    for _ in range(4):
+        decoded = decode(clips, arenas=arenas)
+        assert torch.equal(decoded.arena, expected)
+        places.add(decoded.arena.data_ptr())
+        decoded.arena.fill_(9)
+        del decoded
+    assert len(places) == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_decodes_to_a_few_levels(make_record):
+    clips = some_clips(make_record)
+    found = Encoded(tuple(clips)).to(torch.device("cuda")).arena.cpu()
+    assert (found.float() - decode(clips).arena.float()).abs().max() <= 8
