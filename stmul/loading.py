@@ -149,7 +149,7 @@ def training_batch(
     return Batch(
         rgb_BTCHW=rgb,
         flow_BTCHW=flow,
-        labels_B=torch.tensor([clip.label for clip in decoded.clips], device=device),
+        labels_B=_moved(torch.tensor([clip.label for clip in decoded.clips]), device),
         positions=tuple(clip.position for clip in decoded.clips),
         valid=tuple(clip.valid for clip in decoded.clips),
     )
@@ -215,7 +215,12 @@ def _hand_out(count: int, used: NDArray[np.int64], target: Tensor, make: Callabl
     else:
         made = target.new_empty((count, *target.shape[1:]))
         make(made)
-        torch.index_select(made, 0, torch.from_numpy(used).to(target.device), out=target)
+        torch.index_select(made, 0, _moved(torch.from_numpy(used), target.device), out=target)
+
+
+def _moved(numbers: Tensor, device: torch.device) -> Tensor:
+    """A few numbers on the device; a GPU is not waited for, so that the next batch is made while it computes."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def evaluation_clips(split: Split, part: str, config: Config, *, rank: int = 0, world: int = 1) -> Iterator[Loaded]:
