@@ -74,13 +74,6 @@ def _on(config: Config, shards: str) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
 
 
-def _configuration_for(dataset: str) -> str | None:
-    from configs import names
-
-    name = {"drawn": "demo"}.get(dataset, dataset)
-    return name if name in names() else None
-
-
 @click.command()
 @settings_options
 @click.option("--fresh", is_flag=True, help="Begin anew even if a stopped run could go on.")
@@ -93,13 +86,13 @@ def train(cfg: str | None, fresh: bool, **options: Any) -> None:
     stmul train -c ucf101 --set data.shards=s3://bucket/ucf101/split1 --set train.batch=64
     """
     from configs import load
-    from stmul.config import Config
+    from stmul.config import Config, own_configuration
 
     changes = gathered(**options)
     config = load(Config, cfg, changes)
     with _opened(config) as split:
         manifest = split.manifest
-        if cfg is None and (name := _configuration_for(manifest.dataset)) is not None:
+        if cfg is None and (name := own_configuration(manifest.dataset)) is not None:
             config = load(Config, name, changes)
             cfg = name
         clips = ", ".join(f"{part.records} {name}" for name, part in manifest.parts.items())
