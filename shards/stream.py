@@ -14,10 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,12 +127,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int, ahead: int) -> Iterator[Out]:
+def in_order(
+    tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int, ahead: int, stop: Future[None] | None = None
+) -> Iterator[Out]:
     """`work(task)` for each task, in order, done by `threads` threads at most `ahead` tasks early.
 
     Closing the iterator (or an error, or Ctrl-C) drops what has not begun and waits a moment for what has: threads are
-    daemons, so that one that hangs in a read (a network folder, a server) keeps nobody from ending.
+    daemons, so that one that hangs in a read (a network folder, a server) keeps nobody from ending. Another thread ends
+    it by completing `stop`: it then stops waiting, too.
     """
+    stop = stop or Future()
     todo: SimpleQueue[tuple[Future[Out], Task] | None] = SimpleQueue()
     pool = [
         threading.Thread(target=_serve, args=(todo, work), name=f"stmul-read-{number}", daemon=True)
@@ -146,8 +151,12 @@ def in_order(tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int
             waiting.append(future)
             todo.put((future, task))
             if len(waiting) > max(1, ahead):
+                if _stopped(waiting[0], stop):
+                    return
                 yield waiting.popleft().result()
         while waiting:
+            if _stopped(waiting[0], stop):
+                return
             yield waiting.popleft().result()
     finally:
         for future in waiting:
@@ -158,6 +167,12 @@ def in_order(tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int
         for thread in pool:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _stopped(first: Future[Any], stop: Future[None]) -> bool:
+    """Whether all has been stopped, once `first` is done or that is so."""
+    wait((first, stop), return_when=FIRST_COMPLETED)
+    return stop.done()
 
 
 def _serve(todo: SimpleQueue[tuple[Future[Out], Task] | None], work: Callable[[Task], Out]) -> None:
@@ -205,7 +220,9 @@ class TrainingStream(Generic[C, Out]):
             start.must_fit(self.state())
             self.steps = start.position // batch
         ahead = max(2, 2 * threads) if ahead is None else ahead  # sub-batches
-        self._outs = in_order(self._tasks(self.steps), self._work, threads=threads, ahead=ahead)
+        self._stop, self._turn = Future[None](), threading.Lock()
+        tasks = self._tasks(self.steps)
+        self._outs = in_order(tasks, self._work, threads=threads, ahead=ahead, stop=self._stop)
 
     def _tasks(self, step: int) -> Iterator[range]:
         while True:
@@ -244,7 +261,8 @@ class TrainingStream(Generic[C, Out]):
         mine = len(sub_batches(0, batch=self.batch, sub_batch=self.sub_batch, rank=self.rank, world=self.world))
         for left in range(mine, 0, -1):
             try:
-                out = next(self._outs)
+                with self._turn:
+                    out = next(self._outs)
             except StopIteration:
                 raise ShardError(f"{self.split.location}: this stream has ended: it was closed, or failed") from None
             self.steps += left == 1
@@ -264,8 +282,14 @@ class TrainingStream(Generic[C, Out]):
         )
 
     def close(self) -> None:
-        """Ends reading: nothing is left behind."""
-        self._outs.close()  # type: ignore[attr-defined]  # a generator
+        """Ends reading: nothing is left behind. Any thread may call it; one that waits for a step gets ShardError."""
+        with suppress(InvalidStateError):  # closed before
+            self._stop.set_result(None)
+        if self._turn.acquire(timeout=2 * GRACE):
+            try:
+                self._outs.close()  # type: ignore[attr-defined]  # a generator
+            finally:
+                self._turn.release()
 
     def __enter__(self) -> TrainingStream[C, Out]:
         return self
