@@ -78,20 +78,31 @@ class Folder:
     @contextmanager
     def _lent(self, name: str) -> Iterator[int]:
         with self._lock:
-            file = self._open.get(name)
-            if file is None:
-                try:
-                    file = self._open[name] = _Open(os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC))
-                except OSError as error:
-                    raise self._unreachable(name, error) from error
-            self._open.move_to_end(name)
-            file.users += 1
+            file = self._use(name)
+        if file is None:
+            try:  # without the lock: where a network folder stands still, only its readers do
+                handle = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._unreachable(name, error) from error
+            with self._lock:
+                file = self._use(name)
+                if file is None:
+                    file = self._open[name] = _Open(handle, users=1)
+                else:  # another thread was first
+                    os.close(handle)
         try:
             yield file.handle
         finally:
             with self._lock:
                 file.users -= 1
                 self._shrink()
+
+    def _use(self, name: str) -> _Open | None:
+        file = self._open.get(name)
+        if file is not None:
+            self._open.move_to_end(name)
+            file.users += 1
+        return file
 
     def _shrink(self) -> None:
         while len(self._open) > self._most:
