@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stmul.runs import Run, runs
+from stmul.runs import Run
 from tests.faults.conftest import assert_same_training, learnt
 from tests.faults.victims import KINDS
 
@@ -41,7 +41,7 @@ def assert_drawn_once(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "kills"),
-    [(1, 6), *(pytest.param(seed, 20, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for seed in range(2, 8))],
+    [(8, 6), *(pytest.param(seed, 20, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for seed in range(6))],
 )
 def test_killed_at_random_moments_and_run_again(place, uninterrupted, seed, kills):
     whole, ended = uninterrupted
@@ -54,7 +54,7 @@ def test_killed_at_random_moments_and_run_again(place, uninterrupted, seed, kill
         code = place.train(kind=kind, number=number, how="kill", delay_s=delay_s).code
         assert code in (KILLED, 0)
         struck += code == KILLED
-        if code == 0 and runs(place.folder / "experiment")[0].about().done:
+        if code == 0:
             break
     else:
         assert place.train().code == 0
