@@ -158,13 +158,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, video_folders: Callable[..., 
 
 def test_records_of_another_scale_are_made_anew_and_shards_of_another_not_replaced_unasked(root, tmp_path):
     dataset = find_dataset(root)
-    assert build(dataset, FULL, tmp_path, engine=here).how == {"made": 6}
+    assert build(dataset, FULL, tmp_path, engine=here).how == {"made": 3}
     with pytest.raises(PreprocessError, match=r"record.flow_scale: 1.0 then, 0.5 now.*--rebuild"):
         build(dataset, HALF, tmp_path, engine=here)
-    assert build(find_dataset(root, split=2), HALF, tmp_path, engine=here).how == {"made": 6}
-    assert build(find_dataset(root, split=3), HALF, tmp_path, engine=here).how == {"taken over": 6}
+    assert build(find_dataset(root, split=2), HALF, tmp_path, engine=here).how == {"made": 3}
+    assert build(find_dataset(root, split=3), HALF, tmp_path, engine=here).how == {"taken over": 3}
     rebuilt = build(dataset, HALF, tmp_path, engine=here, rebuild=True)
-    assert rebuilt.how == {"taken over": 6}  # from the splits that were made so
+    assert rebuilt.how == {"taken over": 3}  # from the splits that were made so
     assert rebuilt.manifest.made["record"]["flow_scale"] == 0.5
     with pytest.raises(PreprocessError, match=r"record.flow_scale: 0.5 then, 1.0 now"):
         build(dataset, FULL, tmp_path, engine=here)
