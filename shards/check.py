@@ -41,8 +41,8 @@ class Problem:
 def problems(split: Split, progress: Progress | None = None) -> Iterator[Problem]:
     """What is wrong with `split`, file by file; nothing where every byte is as it was written.
 
-    `progress(done, total)` counts records. A damaged database is reported as such and not opened: LMDB believes its
-    own pages, and a wrong one can end the process.
+    `progress(done, total)` counts records. A damaged database is reported as such and not searched: where its pages are
+    wrong, every record may be, and copying it again is the cure for all.
     """
     total, done = sum(part.records for part in split.manifest.parts.values()), 0
 

@@ -133,7 +133,7 @@ def test_files_held_open_are_few_and_closed_at_the_end(root: Path, monkeypatch: 
 # LMDB
 
 
-def test_an_lmdb_cut_anywhere_is_refused_before_it_is_mapped(root: Path, tmp_path: Path) -> None:
+def test_an_lmdb_cut_anywhere_is_refused_before_it_is_searched(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "split1.lmdb", tmp_path / "x.lmdb")
     path = tmp_path / "x.lmdb" / "data.mdb"
     whole = path.read_bytes()
