@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from copy import copy
 
 import click
 
@@ -16,6 +17,8 @@ COMMANDS = {
     "import-matconvnet": ("stmul.cli:import_matconvnet", "Turn the authors' networks into ones of ours."),
     "configs": ("stmul.cli:configurations", "List the shipped configurations, or print one in full."),
 }
+# Commands of a group whose package knows nothing of the package that the command is in.
+JOINED = {"shards": {"bench": "stmul.bench_cli:bench"}}
 
 
 class Lazy(click.Group):
@@ -27,9 +30,12 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
+        command = _loaded(COMMANDS[name][0])
+        if name in JOINED:
+            assert isinstance(command, click.Group)
+            group = copy(command)
+            group.commands = {**command.commands, **{word: _loaded(place) for word, place in JOINED[name].items()}}
+            return group
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -44,6 +50,13 @@ class Lazy(click.Group):
 
             ctx.fail(f"No such command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
         return super().resolve_command(ctx, args)
+
+
+def _loaded(place: str) -> click.Command:
+    module, _, attribute = place.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    return command
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -23,7 +23,8 @@ from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from configs import SettingsError, load, nearest
-from shards.errors import StateMismatchError
+from shards.errors import ShardError, StateMismatchError
+from shards.index import Row
 from shards.order import steps_for
 from shards.split import Split, open_split
 from shards.stream import cores
@@ -108,7 +109,8 @@ class TrainingClips(_Clips):
 
     An item holds `rgb` (B, T, 3, H, W) and `flow` (B, T, 2L, H, W), uint8, cropped and mirrored as drawn (a stage of
     one stream has only its own); `label` (B,); `position` (B,) in the endless stream; and `valid` (B,), False for a
-    damaged clip that `data.damage=skip` left out, whose pixels mean nothing.
+    damaged clip that `data.damage=skip` left out, whose pixels mean nothing; `damaged` has their videos' names and
+    errors (in a DataLoader each worker its own).
 
     Each iteration goes on where the last one stopped, and ends where the stream has come to the next multiple of
     `epochs`, rounded up to whole batches; with None never. `state_dict` counts what has been handed out, sub-batch by
@@ -139,6 +141,7 @@ class TrainingClips(_Clips):
         self._counting: Counting | None = None
         self._records = 0
         self._turns = Turns()
+        self.damaged: dict[str, str] = {}
         # In a worker of a DataLoader:
         self._rounds = 0  # iterations begun
         self._until: int | None = None  # where the one begun last ends
@@ -214,10 +217,20 @@ class TrainingClips(_Clips):
             start=replace(counting.begin, batch=batch, position=round_ * batch),
             rank=rank + world * (first % stride),
             world=world * stride,
+            skip=self._skip if config.data.damage == "skip" else None,
         ) as stream:
             yield from islice(stream.step(), within // stride, None)
             while True:
                 yield from stream.step()
+
+    def _skip(self, row: Row, error: ShardError) -> None:
+        self.damaged[row.name] = str(error)
+        if len(self.damaged) > (limit := self.config.data.damage_limit):
+            names = ", ".join(sorted(self.damaged))
+            raise TrainingError(
+                f"{len(self.damaged)} videos are damaged, data.damage_limit is {limit}: {names}. Copy or build the"
+                f" shards again; the last: {error}"
+            )
 
     def _known(self) -> Counting:
         if self._counting is not None and self._saved is None:

@@ -362,6 +362,17 @@ def test_a_damaged_record_raises_where_it_is_asked_for(damaged, small, workers):
     assert not reading_threads()
 
 
+def test_a_damaged_clip_can_be_left_out_and_keeps_its_place(damaged, small):
+    with open_split(damaged) as split:
+        name = split.index("train").row(0).name
+    clips = TrainingClips(damaged, small("data.damage=skip"))
+    items = list(clips)
+    assert positions(items) == expected(EACH)
+    assert sum(not valid for item in items for valid in item["valid"].tolist()) >= 1
+    assert clips.damaged.keys() == {name}
+    assert "checksum" in clips.damaged[name]
+
+
 # Evaluation
 
 
