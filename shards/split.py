@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +32,6 @@ class Split:
         self.store, self.manifest = store, manifest
         self.folder = folder  # where indexes can be mapped; None: they are read whole
         self._indexes = dict(indexes or {})
-        self._lock = threading.Lock()
 
     @property
     def location(self) -> str:
@@ -45,13 +43,9 @@ class Split:
 
         Raises UnreachableError where there is no such part, TruncatedShardError, FormatError, CorruptRecordError.
         """
-        index = self._indexes.get(part)
-        if index is None:
-            with self._lock:
-                index = self._indexes.get(part)
-                if index is None:
-                    index = self._indexes[part] = self._opened(part)
-        return index
+        known = self._indexes.get(part)
+        # No lock, which a child forked meanwhile would find held: two threads may open it, and one of them is kept.
+        return known if known is not None else self._indexes.setdefault(part, self._opened(part))
 
     def read(self, part: str, record: int) -> Members:
         """The four members of a record, not yet checked: `shards.format.decode` does that."""
@@ -71,10 +65,9 @@ class Split:
 
     def close(self) -> None:
         """Ends reading. Bytes and tables already handed out stay valid."""
-        with self._lock:
-            for index in self._indexes.values():
-                index.close()
-            self.store.close()
+        for index in list(self._indexes.values()):
+            index.close()
+        self.store.close()
 
     def __enter__(self) -> Split:
         return self
