@@ -194,6 +194,8 @@ def test_damage_of_earlier_sessions_counts_and_half_a_line_does_not(split, tmp_p
     assert len(second) == 1
     second(row, error)
     assert len(second) == 1
+    second(split.index("train").row(1), error)
+    assert len(Damaged(tmp_path, 5)) == 2  # the new line does not join the half one
 
 
 def test_an_evaluation_never_leaves_a_clip_out(small, split):
