@@ -32,6 +32,13 @@ setup-dev: .venv/.installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+# The peers want an older numpy: they get an environment of their own, which sees .venv behind it.
+.venv-bench/.installed: .venv/.installed-dev
+	@test -x .venv-bench/bin/python || $(BIN)/python -m venv .venv-bench
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/behind.pth"
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
 demo: setup  ## draw videos, build shards, train, test, write a report: minutes, no GPU
 	$(STMUL) preprocess shards -c demo --split $(SPLIT) $(ARGS)
 	$(STMUL) train -c demo
@@ -68,8 +75,8 @@ lint: setup-dev  ## style
 types: setup-dev  ## mypy --strict on the packages
 	$(BIN)/mypy
 
-bench: setup-dev  ## measure; figures go to docs/benchmarks/
-	$(BIN)/python -m tests.bench.loader $(ARGS)
+bench: .venv-bench/.installed  ## measure the loader beside others (SHARDS= ARGS="--half ... --out docs/benchmarks/NAME")
+	@shards="$(SHARDS)"; .venv-bench/bin/python -m tests.bench.loader --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)
 
 bench-network: setup-dev  ## the same for the network: minutes on a CPU
 	$(BIN)/python -m tests.bench.network $(ARGS)

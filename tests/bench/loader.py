@@ -1,167 +1,187 @@
-"""What a two-stream clip costs to load: ours beside the slow obvious way and pure decoding, interleaved in one run.
+"""What a two-stream clip costs to load: ours beside the slow obvious way, peers and pure decoding, in one run.
 
-    python -m tests.bench.loader --shards data/ucf101-6/split1 --repeats 5
+    python -m tests.bench.loader --shards data/ucf101/split1 --half data/ucf101-half/split1 --out docs/benchmarks/NAME
 
-All variants load the same clips (same videos, same instants). Two end points: *decoded*, uint8 frames in memory, and
-*ready*, crops of the configured size (float for the reference, as it works; float for ours, as the trainer gets them).
-CPU milliseconds per clip, one thread; median and quartiles over repeats.
+All variants load the same clips, the first that the trainer would: same videos, same instants, same crops. That they
+deliver the same pixels is checked before anything is timed. Two end points: *decoded*, uint8 frames in memory, and
+*ready*, crops of the configured size in memory (uint8; float for the reference, as it works, with a uint8 one beside).
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import os
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 
-import numpy as np
-import simplejpeg
+import cv2
 import torch
-from PIL import Image
+from rich.console import Console
 
 from configs import load
 from shards.copy import copy_split
-from shards.draws import Draws
-from shards.format import decode as decode_record
-from shards.split import Split, open_split
-from shards.stream import pair_images, read_clips
-from stmul import clips
-from stmul.augment import crop_view
-from stmul.clips import Instants
+from shards.split import open_split
 from stmul.config import Config
-from stmul.decode import decode
-from stmul.loading import training_batch
+from tests.bench.chart import draw
+from tests.bench.measure import Case, Progress, Times, rounds, timed
+from tests.bench.peers import installed, peers
+from tests.bench.tables import Report, as_markdown, machine, show
+from tests.bench.variants import Epoch, Variant, loose_files, ours, pure, references
+from tests.bench.wanted import Wanted, expected, must_agree, wanted_clips
 
-Wanted = list[tuple[int, int, Instants]]
-
-
-def wanted_clips(split: Split, config: Config, count: int) -> Wanted:
-    """The clips that all variants load."""
-    frames = split.index("train").frames()
-    found = []
-    for position in range(count):
-        draws = Draws.of(7, "bench", position)
-        record, stride = draws.integer(0, len(frames) - 1), draws.integer(*config.data.stride)
-        n = int(frames[record])
-        found.append(
-            (
-                position,
-                record,
-                clips.training(n, frames=config.data.frames, stack=config.data.stack, stride=stride, draws=draws),
-            )
-        )
-    return found
+CHECKED = 4  # clips whose pixels are compared
+WIDTH = 120  # of what is printed into a file
 
 
-def loose_files(split: Split, wanted: Wanted, folder: Path) -> None:
-    """The videos of the wanted clips as one JPEG file per frame and plane, as the earlier implementation keeps them."""
-    for record in {record for _, record, _ in wanted}:
-        video = decode_record(split.read("train", record))
-        for stream, frames in (("rgb", video.rgb), ("flow", video.flow)):
-            place = folder / str(record) / stream
-            place.mkdir(parents=True, exist_ok=True)
-            for number in range(len(frames)):
-                (place / f"{number}.jpg").write_bytes(frames[number])
-
-
-def reference(folder: Path, wanted: Wanted, config: Config, *, ready: bool) -> None:
-    """Loose JPEGs opened with Pillow, one by one as the instants ask; cropped, resized, mirrored; a float tensor."""
-    size = config.data.crop
-    for position, record, instants in wanted:
-        planes = []
-        for stream, numbers, mode in (
-            ("rgb", instants.rgb.tolist(), "RGB"),
-            ("flow", pair_images(instants.flow.reshape(-1)).tolist(), "L"),
-        ):
-            for number in numbers:
-                image = Image.open(folder / str(record) / stream / f"{number}.jpg").convert(mode)
-                if ready:
-                    view = crop_view("independent", image.height, image.width, size, Draws.of(7, "view", position))
-                    box = (view.left, view.top, view.right, view.bottom)
-                    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-                    if view.mirror:
-                        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                    planes.append(torch.from_numpy(np.array(image)).float())
-                else:
-                    planes.append(torch.from_numpy(np.array(image)))
-
-
-def ours(split: Split, wanted: Wanted, config: Config, *, ready: bool) -> None:
-    """What the trainer's threads do, sub-batch by sub-batch, and, if `ready`, what the trainer does with it."""
-    for start in range(0, len(wanted), config.train.sub_batch):
-        decoded = decode(read_clips(split, "train", wanted[start : start + config.train.sub_batch]))
-        if ready:
-            training_batch(decoded, config, config.train.joint, "joint")
-
-
-def pure(jpegs: list[tuple[bytes, str]]) -> None:
-    """The JPEG decoder alone, on bytes in memory."""
-    for jpeg, colour in jpegs:
-        simplejpeg.decode_jpeg(jpeg, colorspace=colour)
-
-
-def jpegs_of(split: Split, wanted: Wanted, *, once: bool) -> list[tuple[bytes, str]]:
-    """The JPEGs of the wanted clips; `once`: a frame that several instants of a clip share is there once."""
-    found = []
-    for clip in read_clips(split, "train", wanted):
-        chosen = clip.chosen
-        rgb = range(len(clip.rgb)) if once else np.searchsorted(chosen.frames, chosen.rgb).tolist()
-        pairs = chosen.pairs if once else chosen.flow.reshape(-1)
-        flow = pair_images(np.searchsorted(chosen.pairs, pairs)).tolist()
-        found += [(bytes(clip.rgb[i]), "RGB") for i in rgb] + [(bytes(clip.flow[i]), "GRAY") for i in flow]
-    return found
-
-
-def measured(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant, `repeats` times, interleaved, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 1):
-        for name, work in variants.items():
-            begin = time.process_time()
-            work()
-            if repeat:
-                times[name].append(time.process_time() - begin)
-    return times
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", default="data/drawn/split1")
-    parser.add_argument("--config", default="ucf101")
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    settings = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> Report:
+    """Measures, prints the tables, writes them where asked; gives what was found."""
+    asked = parsed(arguments)
     torch.set_num_threads(1)
-    config = load(Config, settings.config)
-    with tempfile.TemporaryDirectory() as place, open_split(settings.shards) as tar:
-        copy_split(settings.shards, f"{place}/copy.lmdb")
-        wanted = wanted_clips(tar, config, settings.clips)
-        loose_files(tar, wanted, Path(place))
-        once, all_of_them = jpegs_of(tar, wanted, once=True), jpegs_of(tar, wanted, once=False)
-        with open_split(f"{place}/copy.lmdb") as lmdb:
-            variants = {
-                "reference, decoded": lambda: reference(Path(place), wanted, config, ready=False),
-                "reference, ready": lambda: reference(Path(place), wanted, config, ready=True),
-                "pure decoding, every use": lambda: pure(all_of_them),
-                "pure decoding, each frame once": lambda: pure(once),
-                "tar, decoded": lambda: ours(tar, wanted, config, ready=False),
-                "LMDB, decoded": lambda: ours(lmdb, wanted, config, ready=False),
-                "tar, ready": lambda: ours(tar, wanted, config, ready=True),
-            }
-            times = measured(variants, settings.repeats)
-    sizes = sum(len(jpeg) for jpeg, _ in once) / len(wanted) / 1e6
-    print(f"{platform.machine()}, torch {torch.__version__}, simplejpeg {simplejpeg.__version__}; {settings.shards}")
-    print(f"{len(wanted)} clips of {config.data.frames} instants, {sizes:.2f} MB of JPEGs each; one thread")
-    print(f"{'CPU ms per clip':<34}{'median':>8}{'quartiles':>16}{'x reference':>14}")
-    for name, seconds in times.items():
-        low, middle, high = (1000 * part / len(wanted) for part in statistics.quantiles(seconds, n=4))
-        end = name.rpartition(", ")[2]
-        base = statistics.median(times[f"reference, {'ready' if end == 'ready' else 'decoded'}"])
-        ratio = base / statistics.median(seconds)
-        print(f"{name:<34}{middle:>8.2f}{low:>8.2f} –{high:>6.2f}{ratio:>14.2f}")
+    cv2.setNumThreads(1)
+    console, config = Console(width=None if sys.stdout.isatty() else WIDTH), load(Config, asked.config, asked.set)
+    unit = config.train.sub_batch * max(asked.threads)
+    count = -(-asked.clips // unit) * unit  # so that every worker process has whole batches
+    present = installed()
+    chosen = {"all": list(present), "none": []}.get(asked.peers[0], asked.peers)
+    if missing := [name for name in chosen if name not in present]:
+        raise SystemExit(f"--peers {' '.join(missing)}: not installed; install the extra: pip install -e '.[bench]'")
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_line())
+        variants: dict[str, list[Variant]] = {}
+        names: dict[str, list[str]] = {}
+        for flow, shards in (("full", asked.shards), ("half", asked.half)):
+            if shards is not None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stmul-bench-")))
+                variants[flow], wanted = prepared(stack, shards, folder, config, count, chosen, asked.threads, progress)
+                names[flow] = [clip.name for clip in wanted]
+        if "half" in names and names["half"] != names["full"]:
+            raise SystemExit(f"{asked.half}: holds other videos than {asked.shards}, so its clips are others")
+        before = os.getloadavg()[0]
+        cases = [
+            Case(variant=variant.name, flow=flow, end=end, threads=threads)
+            for threads in asked.threads
+            for flow, some in variants.items()
+            for end in ("decoded", "ready")
+            for variant in some
+            if end in variant.ends
+        ]
+        times = measured(stack, cases, variants, count, repeats=asked.repeats, progress=progress)
+    report = Report(
+        day=date.today().isoformat(),
+        machine=machine(),
+        load=(before, os.getloadavg()[0]),
+        config=config,
+        clips=count,
+        repeats=asked.repeats,
+        threads=tuple(asked.threads),
+        variants=variants,
+        times=times,
+        left_out=tuple(name for name in ("webdataset", "streaming", "litdata") if name not in chosen),
+        peers={name: present[name] for name in chosen},
+    )
+    show(report, console)
+    if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        chart = asked.out.with_suffix(".svg")
+        draw(report, chart)
+        asked.out.with_suffix(".md").write_text(as_markdown(report, chart.name))
+        console.print(f"written: {asked.out.with_suffix('.md')}, {chart}")
+    return report
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shards", type=Path, required=True, help="folder of tar shards, frames and flow alike large")
+    parser.add_argument("--half", type=Path, help="the same split with flow of half the size")
+    parser.add_argument("--config", default="ucf101")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--clips", type=int, default=32, help="of an epoch; rounded up to whole sub-batches")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--peers", nargs="+", default=["all"], help="all that are installed, none, or names")
+    parser.add_argument("--out", type=Path, help="write NAME.md and NAME.svg, for example docs/benchmarks/NAME")
+    return parser.parse_args(arguments)
+
+
+@contextmanager
+def progress_line() -> Iterator[Progress]:
+    """A line on the terminal that says what is being done; silent elsewhere."""
+    console = Console(stderr=True)
+    with console.status("") as status:
+        yield lambda text: status.update(text)
+
+
+def prepared(
+    stack: ExitStack,
+    shards: Path,
+    folder: Path,
+    config: Config,
+    count: int,
+    chosen: Sequence[str],
+    threads: Sequence[int],
+    progress: Progress,
+) -> tuple[list[Variant], tuple[Wanted, ...]]:
+    """All variants for the shards, their data in `folder`, their pixels compared; and the clips that they load."""
+    tar = stack.enter_context(open_split(shards))
+    wanted = wanted_clips(tar, config, count)
+    progress(f"copying {shards} to an LMDB and to loose files")
+    copy_split(shards, folder / "copy.lmdb")
+    lmdb = stack.enter_context(open_split(folder / "copy.lmdb"))
+    loose = folder / "loose"
+    loose_files(tar, wanted, loose)
+    variants = [
+        *references(loose, wanted, config),
+        *peers(chosen, tar, wanted, config, folder, progress),
+        ours("ours, tar", tar, wanted, config),
+        ours("ours, LMDB", lmdb, wanted, config),
+        pure(loose, wanted, config, once=False),
+        pure(loose, wanted, config, once=True),
+    ]
+    answers = {clip.position: expected(tar, clip, config.data.crop) for clip in wanted[:CHECKED]}
+    for variant, end, some in [(one, end, some) for one in variants for end in one.ends for some in threads]:
+        progress(f"comparing pixels: {variant.name}, {end}, {some} threads")
+        if variant.show is not None:
+            with variant.open(end, some) as epoch:
+                shown = (one for delivery in epoch() for one in variant.show(end, delivery))
+                must_agree(variant.name, end, shown, answers, by_cv2=variant.by_cv2)
+    return variants, wanted
+
+
+def measured(
+    stack: ExitStack,
+    cases: Sequence[Case],
+    variants: dict[str, list[Variant]],
+    count: int,
+    *,
+    repeats: int,
+    progress: Progress,
+) -> dict[Case, list[Times]]:
+    """The times of all cases. What loads in this process stays open; worker processes last as long as their turn."""
+    found = {(flow, variant.name): variant for flow, some in variants.items() for variant in some}
+    epochs: dict[Case, Epoch] = {}
+
+    def run(case: Case) -> Times:
+        variant = found[case.flow, case.variant]
+        if variant.processes and case.threads > 1:
+            with variant.open(case.end, case.threads) as epoch:
+                drain(epoch, count)  # until the workers have come up
+                return timed(lambda: drain(epoch, count), count)
+        if case not in epochs:
+            epochs[case] = stack.enter_context(variant.open(case.end, case.threads))
+        return timed(lambda: drain(epochs[case], count), count)
+
+    return rounds(cases, run, repeats=repeats, progress=progress)
+
+
+def drain(epoch: Epoch, count: int) -> None:
+    """Takes every clip and forgets it."""
+    found = sum(len(delivery.positions) for delivery in epoch())
+    assert found == count, f"{found} clips were delivered instead of {count}"
 
 
 if __name__ == "__main__":
