@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from configs import load
 from shards.split import open_split
 from stmul.config import Config
 from tests.bench.loader import main
-from tests.bench.measure import Case, Times, ratio, rounds, spread
+from tests.bench.measure import Case, Times, ratio, rounds, spread, timed
 from tests.bench.tables import as_markdown, goals, tables
 from tests.bench.wanted import Answer, Wanted, expected, must_agree, wanted_clips
 
@@ -125,3 +127,20 @@ def test_a_round_that_is_not_counted_comes_first_and_every_case_has_its_turn_in_
         "b": [5.0, 8.0],
         "c": [6.0, 7.0],
     }
+
+
+def test_cpu_time_counts_what_worker_processes_do_and_not_what_they_have_done():
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        pool.apply(busy, (0.3,))
+        at_rest = timed(lambda: None, clips=1)
+        at_work = timed(lambda: pool.apply(busy, (0.3,)), clips=1)
+    assert at_rest.cpu < 100
+    assert at_work.cpu >= 290
+
+
+def busy(seconds: float) -> None:
+    """Uses a processor for so long."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass

@@ -33,21 +33,21 @@ class Times:
 Rounds = Mapping[Case, Sequence[Times]]
 
 
-def cpu_s() -> float:
-    """CPU seconds of this process and of the worker processes that live.
+def cpu_s(children: Sequence[int]) -> float:
+    """CPU seconds of this process and of worker processes that live.
 
     `resource` counts children only once they have ended, start-up included. Linux has a CPU clock of every process,
     whose number is made of the process's as glibc's clock_getcpuclockid does; it counts nanoseconds.
     """
-    children = (child.pid for child in multiprocessing.active_children())
-    return time.process_time() + sum(time.clock_gettime(~pid << 3 | 2) for pid in children if pid is not None)
+    return time.process_time() + sum(time.clock_gettime(~child << 3 | 2) for child in children)
 
 
 def timed(work: Callable[[], None], clips: int) -> Times:
-    """What `work` takes for so many clips."""
-    cpu, wall = cpu_s(), time.perf_counter()
+    """What `work` takes for so many clips, worker processes that are there at its beginning included."""
+    children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    cpu, wall = cpu_s(children), time.perf_counter()
     work()
-    wall, cpu = time.perf_counter() - wall, cpu_s() - cpu
+    wall, cpu = time.perf_counter() - wall, cpu_s(children) - cpu
     return Times(cpu=1000 * cpu / clips, wall=1000 * wall / clips)
 
 

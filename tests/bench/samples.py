@@ -11,6 +11,7 @@ epoch before they are timed.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,9 +85,9 @@ def delivered(clips: list[Clip]) -> Delivery:
     return Delivery(tuple(clip[0] for clip in clips), clips)
 
 
-def frames_of(samples: Record) -> dict[str, list[bytes]]:
+def frames_of(record: Record) -> dict[str, list[bytes]]:
     """The JPEGs of a record by what they are: RGB, flow to the right, flow downwards."""
-    rgb, flow = ([bytes(frames[i]) for i in range(len(frames))] for frames in (samples.rgb, samples.flow))
+    rgb, flow = ([bytes(frames[i]) for i in range(len(frames))] for frames in (record.rgb, record.flow))
     return {"rgb": rgb, "x": flow[0::2], "y": flow[1::2]}
 
 
@@ -121,9 +122,11 @@ def loading(make: Callable[[int], Any], threads: int) -> Iterator[Epoch]:
     try:
         yield lambda: iter(loader)
     finally:
-        iterator = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        for one in (loader, *getattr(loader, "pipeline", ())):  # webdataset's is a chain that begins with a DataLoader
+            iterator = getattr(one, "_iterator", None)
+            if iterator is not None:
+                iterator._shutdown_workers()
+        assert threads == 1 or not multiprocessing.active_children(), "worker processes are left"
 
 
 def payload(record: Record) -> dict[str, Any]:
