@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -59,6 +59,15 @@ def reading_threads() -> list[str]:
 
 def loader(clips, workers: int, **options) -> DataLoader:
     return DataLoader(clips, batch_size=None, num_workers=workers, **options)
+
+
+def raised(use: Callable[[], object]) -> Exception | None:
+    """What `use` raises, without its frames: they would keep a DataLoader's workers, which then end seconds late."""
+    try:
+        use()
+    except Exception as error:
+        return error.with_traceback(None)
+    return None
 
 
 # The sequence
@@ -246,8 +255,9 @@ def test_where_workers_stood_is_refused_rather_than_guessed(shards, small, persi
     some = loader(clips, 2, persistent_workers=persistent)
     first = list(islice(some, 3))
     for use in (clips.state_dict, lambda: next(iter(clips)), lambda: next(iter(some))):
-        with pytest.raises(TrainingError, match=r"load_state_dict\(clips.state_after\(batch\)\)"):
-            use()
+        error = raised(use)
+        assert isinstance(error, TrainingError)
+        assert "clips.load_state_dict(clips.state_after(batch))" in str(error)
     assert clips.state_after(first[-1])["position"] == 4
 
 
@@ -262,8 +272,9 @@ def test_a_worker_that_dies_is_an_error_and_not_an_endless_wait(shards, small):
 
 
 def test_workers_cannot_hand_on_what_lies_on_a_gpu(shards, small):
-    with pytest.raises(SettingsError, match="num_workers=0"):
-        next(iter(loader(TrainingClips(shards, small(), device="cuda"), 1)))
+    error = raised(lambda: next(iter(loader(TrainingClips(shards, small(), device="cuda"), 1))))
+    assert isinstance(error, SettingsError)
+    assert "num_workers=0" in str(error)
 
 
 def test_a_copy_by_way_of_a_file_is_the_same_clips(shards, small):
@@ -355,10 +366,10 @@ def damaged(shards, tmp_path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_record_raises_where_it_is_asked_for(damaged, small, workers):
-    with pytest.raises(CorruptRecordError, match="checksum"):
-        list(loader(TrainingClips(damaged, small()), workers))
-    with pytest.raises(CorruptRecordError, match="checksum"):
-        list(loader(EvaluationClips(damaged, small()), workers))
+    for clips in (TrainingClips(damaged, small()), EvaluationClips(damaged, small())):
+        error = raised(lambda clips=clips: list(loader(clips, workers)))
+        assert isinstance(error, CorruptRecordError)
+        assert "checksum" in str(error)
     assert not reading_threads()
 
 
