@@ -148,18 +148,23 @@ class TrainingClips(_Clips):
         self._begun = self._under_way = False
 
     def __iter__(self) -> Iterator[Item]:
+        if self._under_way:  # another one, in this worker: at its end, or left early
+            self._begun = self._under_way = False
+        return self._items()
+
+    def _items(self) -> Iterator[Item]:
+        info = get_worker_info()
         with open_split(self.shards) as split:
             counting = self._settled(split)
-            if self._under_way:  # in this worker; it was left early
-                self._begun = False
             (_, workers), end, arenas = self._worker(), self._begin(), Arenas()
-            self._under_way = get_worker_info() is not None
+            self._under_way = info is not None
             with closing(self._sub_batches(split, counting, self._next, workers)) as sub_batches:
                 while end is None or self._next < end:
                     item = self._item(next(sub_batches), arenas)
                     self._next += workers
                     yield item
-            self._ended(end)
+            if info is not None:
+                self._turns.end(info, self._rounds, end)
 
     def __len__(self) -> int:
         """How many sub-batches a whole iteration gives this rank. Raises TypeError where it has no end."""
@@ -185,7 +190,8 @@ class TrainingClips(_Clips):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken, in the next iteration: StateMismatchError is raised there if it cannot."""
         self._saved = dict(state)
-        self._turns = Turns()  # other ones: workers that still run may write into theirs
+        if get_worker_info() is None:
+            self._turns = Turns()  # other ones: workers that still run may write into theirs
 
     def _item(self, loaded: Loaded, arenas: Arenas) -> Item:
         recipe = getattr(self.config.train, self.stage)
@@ -292,12 +298,6 @@ class TrainingClips(_Clips):
         if info is not None:
             self._next, self._until, self._begun, self._rounds = first + info.id, until, True, self._rounds + 1
         return until
-
-    def _ended(self, end: int) -> None:
-        info = get_worker_info()
-        if info is not None:
-            self._turns.end(info, self._rounds, end)
-        self._next, self._begun, self._under_way = end, False, False
 
 
 class EvaluationClips(_Clips):

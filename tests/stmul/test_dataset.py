@@ -136,6 +136,14 @@ def test_nothing_is_read_before_it_is_iterated(small, tmp_path):
         next(iter(clips))
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_clips_lie_there_and_are_the_same_to_a_level(shards, small):
+    for one, other in zip(TrainingClips(shards, small(), device="cuda"), TrainingClips(shards, small()), strict=True):
+        assert {one[name].device.type for name in ("rgb", "flow", "label", "valid")} == {"cuda"}
+        assert (one["rgb"].cpu().int() - other["rgb"].int()).abs().max() <= 1
+        assert (one["flow"].cpu().int() - other["flow"].int()).abs().max() <= 1
+
+
 # Its place
 
 
@@ -423,3 +431,22 @@ def _evaluated(shards: Path, config, part: str):
 def test_an_unknown_part_is_said_as_such(shards, small):
     with pytest.raises(ShardError, match="no part 'valid'"):
         next(iter(EvaluationClips(shards, small(), "valid")))
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize(("workers", "stop"), [(0, 4), (1, 7), (2, 5), (3, 2)])
+def test_torchdatas_loader_saves_and_goes_on(shards, small, workers, stop):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def make():
+        return stateful(TrainingClips(shards, small()), batch_size=None, num_workers=workers)
+
+    first = make()
+    iterator = (item for _ in range(2) for item in first)
+    assert positions(islice(iterator, stop)) == expected(stop)
+    state = json.loads(json.dumps(first.state_dict()))
+    second = make()
+    second.load_state_dict(state)
+    rest = EACH - stop % EACH
+    assert positions(second) == expected(rest, first=stop)
+    assert positions(second) == expected(EACH, first=stop + rest)

@@ -114,6 +114,17 @@ def test_a_stream_alone_is_measured_too(shards, small, stage):
     assert figures.delivery.clips >= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_a_gpu_is_measured_with_what_is_moved_there(shards, small, decode):
+    config, device = small(f"data.decode={decode}"), torch.device("cuda", 0)
+    with open_split(shards) as split:
+        figures = measure(split, config, part="train", stage="joint", seconds=0.2, device=device)
+    assert (figures.moving is None) == (decode == "gpu")
+    assert figures.device == "cuda:0"
+    assert figures.decoding[-1].clips >= 1
+
+
 # The command
 
 
