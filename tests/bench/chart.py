@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes CPU ms per clip with one thread as horizontal bars, a panel for each end point and size of flow."""
+    """Writes CPU ms per clip as horizontal bars, a panel for each end point and size of flow; the first of the threads."""
     flows = list(report.variants)
     figure, panels = plt.subplots(len(flows), 2, figsize=(13, 0.6 + 4.2 * len(flows)), squeeze=False)
     for line, flow in zip(panels, flows, strict=True):
@@ -40,7 +40,7 @@ def draw(report: Report, path: Path) -> None:
                 panel.text(high, number, f"  {middle:.1f}", va="center", fontsize=8)
             panel.set_yticks(range(len(bars)), [variant.name for variant, _ in reversed(bars)], fontsize=8)
             panel.set_title(f"{end}, {FLOWS[flow]}", fontsize=10, loc="left")
-            panel.set_xlabel("CPU ms per clip, one thread", fontsize=8)
+            panel.set_xlabel(f"CPU ms per clip, threads: {report.threads[0]}", fontsize=8)
             panel.margins(x=0.12)
             panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

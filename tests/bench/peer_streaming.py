@@ -84,7 +84,8 @@ def variants(work: Work, folder: Path, progress: Progress) -> Iterator[Variant]:
         "as documented",
         frames,
         pictures,
-        "MDS, its own encoding for lists of JPEGs, one column for RGB, x and y each, shards of 64 MiB (the default), no"
+        "MDS, its own encoding for lists of JPEGs (jpegarray; its documentation has no example of frames), one column"
+        " for RGB, x and y each, shards of 64 MiB (the default), no"
         f" compression; it opens every frame with Pillow, the frames used are decoded; {chain}",
     )
     yield variant(

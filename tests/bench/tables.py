@@ -15,6 +15,7 @@ from rich.table import Table
 from shards.stream import cores
 from stmul.config import Config
 from tests.bench.measure import Case, Rounds, ratio, spread
+from tests.bench.peers import DISTRIBUTIONS
 from tests.bench.variants import ENDS, Variant
 
 FLOWS = {"full": "flow at full resolution", "half": "flow at half resolution"}
@@ -148,7 +149,7 @@ def described(report: Report) -> str:
     """What was measured, and with what, in sentences."""
     data, unit, count = report.config.data, report.config.train.sub_batch, report.clips
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    peers = ", ".join(f"{name} {number}" for name, number in report.peers.items()) or "none"
+    peers = ", ".join(f"{DISTRIBUTIONS[name]} {number}" for name, number in report.peers.items()) or "none"
     absent = f" Left out: {', '.join(report.left_out)}." if report.left_out else ""
     used = next(variant.bytes_read for variant in report.variants["full"] if variant.name == PURE)
     before, after = report.load
