@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes CPU ms per clip as horizontal bars, a panel for each end point and size of flow; the first of the threads."""
+    """Writes CPU ms per clip as bars, a panel for each end point and size of flow, for the first number of threads."""
     flows = list(report.variants)
     figure, panels = plt.subplots(len(flows), 2, figsize=(13, 0.6 + 4.2 * len(flows)), squeeze=False)
     for line, flow in zip(panels, flows, strict=True):
