@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,12 @@ def see_flow(
     seen_PHW = _seen(planes_PHW, view, size, frame, out)
     if view.mirror:  # 255 - q, in place
         across = seen_PHW[0::2]
-        torch.bitwise_not(across, out=across) if across.dtype == torch.uint8 else across.neg_().add_(FLOW_TOP)
+        if across.dtype != torch.uint8:
+            across.neg_().add_(FLOW_TOP)
+        elif across.device.type == "cpu":  # a reading thread does this: torch would begin a team of threads in each
+            np.bitwise_not(across.numpy(), out=across.numpy())
+        else:
+            torch.bitwise_not(across, out=across)
     return seen_PHW
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -28,12 +28,11 @@ from shards.index import Row
 from shards.order import steps_for
 from shards.split import Split, open_split
 from shards.stream import cores
-from stmul.arenas import Arenas
 from stmul.bookmark import Counting
 from stmul.config import Config
 from stmul.decode import Loaded
 from stmul.errors import TrainingError
-from stmul.loading import clip_tensors, evaluation_clips, test_views, training_batch, training_stream
+from stmul.loading import Batch, batch_stream, clip_tensors, evaluation_clips, test_views, training_stream
 from stmul.turns import Turns
 
 Item = dict[str, Tensor]
@@ -156,11 +155,11 @@ class TrainingClips(_Clips):
         info = get_worker_info()
         with open_split(self.shards) as split:
             counting = self._settled(split)
-            (_, workers), end, arenas = self._worker(), self._begin(), Arenas()
+            (_, workers), end = self._worker(), self._begin()
             self._under_way = info is not None
             with closing(self._sub_batches(split, counting, self._next, workers)) as sub_batches:
                 while end is None or self._next < end:
-                    item = self._item(next(sub_batches), arenas)
+                    item = self._item(next(sub_batches)())
                     self._next += workers
                     yield item
             if info is not None:
@@ -193,9 +192,7 @@ class TrainingClips(_Clips):
         if get_worker_info() is None:
             self._turns = Turns()  # other ones: workers that still run may write into theirs
 
-    def _item(self, loaded: Loaded, arenas: Arenas) -> Item:
-        recipe = getattr(self.config.train, self.stage)
-        batch = training_batch(loaded.to(self.device), self.config, recipe, self.stage, arenas=arenas)
+    def _item(self, batch: Batch) -> Item:
         streams = {"rgb": batch.rgb_BTCHW, "flow": batch.flow_BTCHW}
         return {
             **{name: pixels for name, pixels in streams.items() if pixels is not None},
@@ -204,8 +201,10 @@ class TrainingClips(_Clips):
             "valid": torch.tensor(batch.valid, device=batch.labels_B.device),
         }
 
-    def _sub_batches(self, split: Split, counting: Counting, first: int, stride: int) -> Generator[Loaded, None, None]:
-        """This rank's sub-batches number `first`, `first + stride`, ..., decoded or to be decoded.
+    def _sub_batches(
+        self, split: Split, counting: Counting, first: int, stride: int
+    ) -> Generator[Callable[[], Batch], None, None]:
+        """What makes this rank's sub-batches number `first`, `first + stride`, ...
 
         They are those of one of `stride` times as many ranks, over as many steps as make the shares come out even.
         """
@@ -215,11 +214,11 @@ class TrainingClips(_Clips):
         recipe = getattr(config.train, self.stage).model_copy(update={"batch": batch})
         config = config.model_copy(update={"train": config.train.model_copy(update={self.stage: recipe})})
         round_, within = divmod(first, counting.share * steps)
-        with training_stream(
+        with batch_stream(
             split,
             config,
             self.stage,
-            pinned=self.device.type == "cuda",
+            device=self.device,
             start=replace(counting.begin, batch=batch, position=round_ * batch),
             rank=rank + world * (first % stride),
             world=world * stride,

@@ -138,7 +138,7 @@ def advice(figures: Figures) -> Iterator[str]:
             " quarter (stmul preprocess shards --flow-scale 0.5)"
         )
     if "cropping" in limits and figures.device == "cpu":
-        yield "GPU       cropping in one place on the CPU is what takes longest; with a GPU the trainer crops there"
+        yield "GPU       cropping on the CPU is what takes longest; with a GPU the trainer crops there"
 
 
 def as_tree(figures: Figures) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from stmul.augment import View, crop_view, see_flow, see_rgb, whole_view
 from stmul.clips import Instants
 from stmul.config import FLOW_MEAN, Config, Data, Recipe
 from stmul.decode import Decoded, Encoded, Loaded, Placed, decode
+
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,6 +80,49 @@ def training_stream(
     Both streams get T instants a drawn stride apart; a stream alone gets one instant (method of the released code).
     With `skip` damaged clips are told to it and left out; otherwise they raise CorruptRecordError.
     """
+    then = loader(config.data, pinned=pinned)
+    return _stream(split, config, stage, then, start=start, rank=rank, world=world, skip=skip)
+
+
+def batch_stream(
+    split: Split,
+    config: Config,
+    stage: str,
+    *,
+    device: torch.device,
+    start: State | None = None,
+    rank: int = 0,
+    world: int = 1,
+    skip: Skip | None = None,
+) -> TrainingStream[Instants, Callable[[], Batch]]:
+    """The clips of `training_stream` as what makes batches on `device`, to be called in turn by whoever uses them.
+
+    On a GPU the call moves, crops and resizes. On the CPU the reading threads have done that, all at the same time.
+    """
+    recipe, cpu, arenas = getattr(config.train, stage), device.type == "cpu", Arenas()
+    load = loader(config.data, pinned=not cpu)
+
+    def then(clips: Sequence[Clip[Instants]]) -> Callable[[], Batch]:
+        loaded = load(clips)
+        if not cpu:
+            return lambda: training_batch(loaded.to(device), config, recipe, stage)
+        batch = training_batch(loaded.to(device), config, recipe, stage, arenas=arenas)
+        return lambda: batch
+
+    return _stream(split, config, stage, then, start=start, rank=rank, world=world, skip=skip)
+
+
+def _stream(
+    split: Split,
+    config: Config,
+    stage: str,
+    then: Callable[[list[Clip[Instants]]], Out],
+    *,
+    start: State | None,
+    rank: int,
+    world: int,
+    skip: Skip | None,
+) -> TrainingStream[Instants, Out]:
     data, seed = config.data, config.train.seed
     batch, sub_batch = config.train.batches(stage)
     index = split.index("train")
@@ -104,7 +150,7 @@ def training_stream(
         batch=batch,
         sub_batch=sub_batch,
         choose=choose,
-        then=loader(data, pinned=pinned),
+        then=then,
         threads=reading.threads,
         ahead=reading.ahead,
         start=start,
@@ -194,8 +240,8 @@ def fill_clip(
     rgb_TCHW, flow_TCHW = targets
     if rgb_TCHW is not None:
         frames_FHWC = decoded.rgb_FHWC(clip)
-        through = partial(see_rgb, frames_FHWC, view, size=size, frame=clip.size)
-        _hand_out(len(frames_FHWC), clip.rgb_of, rgb_TCHW, lambda out: through(out=out))
+        see = partial(see_rgb, frames_FHWC, view, size=size, frame=clip.size)
+        _hand_out(len(frames_FHWC), clip.rgb_of, rgb_TCHW, lambda out: see(out=out))
     if flow_TCHW is not None:
         planes_PHW = decoded.flow_PHW(clip)
         seen = partial(see_flow, planes_PHW, view, size=size, frame=clip.size)

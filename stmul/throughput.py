@@ -31,13 +31,13 @@ from stmul.config import Config
 from stmul.decode import Decoded, Loaded
 from stmul.figures import Decoding, Delivery, Figures, Link, Moving, Pass, Reading
 from stmul.loading import (
+    batch_stream,
     clip_tensors,
     evaluation_clips,
     loader,
     reading_of,
     test_views,
     training_batch,
-    training_stream,
 )
 
 Wanted = Sequence[tuple[int, int, Instants]]  # one sub-batch
@@ -57,12 +57,13 @@ class Work:
     wanted: Sequence[Wanted]  # sub-batches; each record once
     threads: int
     cut: Callable[[Decoded], object]
-    stream: Callable[[], Iterator[Loaded]]  # a generator
+    cutters: int  # threads that cut
+    stream: Callable[[], Iterator[int]]  # a generator: makes what the network would be given; clips of each sub-batch
 
 
-def training_work(split: Split, config: Config, stage: str, *, pinned: bool) -> Work:
+def training_work(split: Split, config: Config, stage: str, *, device: torch.device) -> Work:
     """The first epoch of `stage`, and its stream."""
-    stream = training_stream(split, config, stage, pinned=pinned)
+    stream = batch_stream(split, config, stage, device=device)
     frames, size = split.index("train").frames(), stream.sub_batch
     wanted = []
     for start in range(0, len(frames), size):
@@ -71,17 +72,19 @@ def training_work(split: Split, config: Config, stage: str, *, pinned: bool) -> 
     recipe, data = getattr(config.train, stage), config.data
     reading = reading_of(split, "train", data, clips=size, instants=data.frames if stage == "joint" else 1)
 
-    def delivered() -> Iterator[Loaded]:
+    def delivered() -> Iterator[int]:
         with stream:
             while True:
-                yield from stream.step()
+                for make in stream.step():
+                    yield len(_finished(make()).positions)
 
     arenas = Arenas()
     cut = lambda decoded: training_batch(decoded, config, recipe, stage, arenas=arenas)  # noqa: E731
-    return Work(wanted=wanted, threads=reading.threads, cut=cut, stream=delivered)
+    cutters = reading.threads if device.type == "cpu" else 1
+    return Work(wanted=wanted, threads=reading.threads, cut=cut, cutters=cutters, stream=delivered)
 
 
-def testing_work(split: Split, config: Config, part: str) -> Work:
+def testing_work(split: Split, config: Config, part: str, *, device: torch.device) -> Work:
     """Every record of `part` in the views that it is scored in."""
     settings, data = config.evaluate, config.data
     wanted = [
@@ -95,8 +98,14 @@ def testing_work(split: Split, config: Config, part: str) -> Work:
             for view, size in test_views(config, clip.size):
                 clip_tensors(decoded, clip, view, size=size)
 
-    stream = lambda: evaluation_clips(split, part, config)  # noqa: E731
-    return Work(wanted=wanted, threads=reading.threads, cut=cut, stream=stream)
+    def delivered() -> Iterator[int]:
+        with closing(evaluation_clips(split, part, config)) as clips:  # type: ignore[type-var]  # a generator
+            for loaded in clips:
+                decoded = loaded.to(device)
+                cut(decoded)
+                yield len(_finished(decoded).clips)
+
+    return Work(wanted=wanted, threads=reading.threads, cut=cut, cutters=1, stream=delivered)
 
 
 def measure(
@@ -114,7 +123,10 @@ def measure(
     The part "train" is loaded as for training, another one as for testing. Passes over few records end sooner.
     """
     pinned = device.type == "cuda"
-    work = training_work(split, config, stage, pinned=pinned) if part == "train" else testing_work(split, config, part)
+    if part == "train":
+        work = training_work(split, config, stage, device=device)
+    else:
+        work = testing_work(split, config, part, device=device)
     counted = Counted(split.store)
     lent = Split(cast(Store, counted), split.manifest, folder=split.folder, indexes={part: split.index(part)})
     first, again, kept = [], [], Kept()
@@ -133,7 +145,7 @@ def measure(
     load = loader(config.data, pinned=pinned)
     decoded = [load(clips) for clips in kept.clips[:DECODED]]
     moving = None if device.type == "cpu" or on_gpu else move_pass(decoded, device, seconds)
-    cutting = cut_pass([one.to(device) for one in decoded], work.cut, seconds)
+    cutting = cut_pass([one.to(device) for one in decoded], work, seconds)
     say("all together")
     row = split.index(part).row(0)
     return Figures(
@@ -151,7 +163,7 @@ def measure(
         decoding=tuple(decoding),
         moving=moving,
         cutting=cutting,
-        delivery=deliver(work, device, seconds),
+        delivery=deliver(work, seconds),
         link=probed(split, part, seconds, say) if is_url(split.location) else None,
     )
 
@@ -266,31 +278,29 @@ def move_pass(decoded: Sequence[Loaded], device: torch.device, seconds: float) -
     return Moving(threads=1, clips=clips, seconds=spent, cpu=cpu, moved=moved)
 
 
-def cut_pass(decoded: Sequence[Decoded], cut: Callable[[Decoded], object], seconds: float) -> Pass:
-    """Cuts decoded sub-batches where they lie for `seconds`, in one thread as the trainer does."""
+def cut_pass(decoded: Sequence[Decoded], work: Work, seconds: float) -> Pass:
+    """Cuts decoded sub-batches where they lie for `seconds`, in as many threads as the trainer does."""
+
+    def cut(one: Decoded) -> int:
+        work.cut(one)
+        return len(_finished(one).clips)
+
     cut(decoded[0])
-    _finished(decoded[0])
-    clips, clock = 0, Clock()
-    for one in until(cycle(decoded), seconds):
-        cut(one)
-        clips += len(_finished(one).clips)
+    clock = Clock()
+    clips = sum(passed(cycle(decoded), cut, work.cutters, seconds))
     spent, cpu = clock.spent()
-    return Pass(threads=1, clips=clips, seconds=spent, cpu=cpu)
+    return Pass(threads=work.cutters, clips=clips, seconds=spent, cpu=cpu)
 
 
-def deliver(work: Work, device: torch.device, seconds: float) -> Delivery:
+def deliver(work: Work, seconds: float) -> Delivery:
     """Takes sub-batches as the trainer does, for `seconds` from the first one on or to the end of the part."""
     clock, clips = Clock(), 0
     with closing(work.stream()) as stream:  # type: ignore[type-var]  # a generator
-        first = next(stream).to(device)
-        work.cut(first)
-        _finished(first)
+        next(stream)
         waited, _ = clock.spent()
         clock = Clock()
-        for loaded in until(stream, seconds):
-            decoded = loaded.to(device)
-            work.cut(decoded)
-            clips += len(_finished(decoded).clips)
+        for count in until(stream, seconds):
+            clips += count
         spent, cpu = clock.spent()
         return Delivery(threads=work.threads, clips=clips, seconds=spent, cpu=cpu, first=waited)
 
@@ -338,10 +348,11 @@ def until(tasks: Iterable[Task], seconds: float) -> Iterator[Task]:
             return
 
 
-def _finished(decoded: Decoded) -> Decoded:
-    if decoded.arena.device.type == "cuda":
-        torch.cuda.synchronize(decoded.arena.device)
-    return decoded
+def _finished(found: Out) -> Out:
+    """The same, once the GPU has done it, where one is used."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    return found
 
 
 @contextmanager

@@ -20,14 +20,13 @@ from configs import dump
 from shards.draws import key_of
 from shards.order import State, steps_for
 from shards.split import Split
-from stmul.arenas import Arenas
 from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.batchnorm import commit_moments, sub_batches
 from stmul.checkpoint import Checkpoint, restore, resume_from, save
 from stmul.config import Config
 from stmul.damage import Damaged
 from stmul.errors import TrainingError
-from stmul.loading import Batch, merged, training_batch, training_stream
+from stmul.loading import Batch, batch_stream, merged
 from stmul.memory import groups_at_once
 from stmul.network import TwoStream
 from stmul.runs import Run
@@ -154,19 +153,15 @@ def train_stage(
     begun, state, meter = _resume(stage, network, optimizer, run)
     network.train()
     saved, minutes = time.monotonic(), config.train.save_minutes
-    arenas, skip = Arenas(), Damaged(run.folder, config.data.damage_limit) if config.data.damage == "skip" else None
-    pinned = device.type == "cuda"
-    with training_stream(split, config, stage, pinned=pinned, start=state, skip=skip) as stream:
+    skip = Damaged(run.folder, config.data.damage_limit) if config.data.damage == "skip" else None
+    with batch_stream(split, config, stage, device=device, start=state, skip=skip) as stream:
         for number in range(begun, steps):
             learning_rate = rate(number, steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["scale"]
             begin = time.perf_counter()
             waits: list[float] = []
-            batches = (
-                training_batch(one.to(device), config, recipe, stage, arenas=arenas)
-                for one in timed(stream.step(), waits)
-            )
+            batches = (make() for make in timed(stream.step(), waits))
             with compiling("train.compile"):
                 loss, right, valid = step(
                     network,

@@ -18,10 +18,8 @@ from PIL import Image
 from shards.split import Split, open_split
 from shards.stores import Range
 from shards.stream import in_order, pair_images, read_clips
-from stmul.arenas import Arenas
 from stmul.config import Config
-from stmul.decode import Loaded
-from stmul.loading import training_batch, training_stream
+from stmul.loading import batch_stream, training_stream
 from tests.bench.wanted import PART, STAGE, Pixels, Shown, Wanted, per_use, record_of, seen
 
 ENDS = ("decoded", "ready")
@@ -63,23 +61,24 @@ def each(tasks: Sequence[Any], work: Callable[[Any], Any], threads: int) -> Iter
 
 
 def ours(name: str, split: Split, wanted: Sequence[Wanted], config: Config) -> Variant:
-    """What the trainer does: threads read and decode sub-batches, its own thread crops them."""
-    arenas, tasks, device = Arenas(), sub_batches(wanted, config.train.sub_batch), torch.device("cpu")
+    """What the trainer does: threads read and decode sub-batches for a GPU, and crop them too where there is none."""
+    tasks, device = sub_batches(wanted, config.train.sub_batch), torch.device("cpu")
     with training_stream(split, config, STAGE, pinned=False) as stream:
-        then = stream.then  # decodes
+        decode = stream.then
+    with batch_stream(split, config, STAGE, device=device) as batches:
+        crop = batches.then
 
-    def loaded(clips: Sequence[Wanted]) -> Loaded:
-        return then(read_clips(split, PART, [(clip.position, clip.record, clip.instants) for clip in clips]))
+    def read(clips: Sequence[Wanted]) -> list[Any]:
+        return read_clips(split, PART, [(clip.position, clip.record, clip.instants) for clip in clips])
 
     def epoch(end: str, threads: int) -> Iterator[Delivery]:
-        for one in each(tasks, loaded, threads):
-            decoded = one.to(device)
-            positions = tuple(clip.position for clip in decoded.clips)
-            if end == "ready":
-                batch = training_batch(decoded, config, config.train.joint, STAGE, arenas=arenas)
-                yield Delivery(positions, batch)
-            else:
-                yield Delivery(positions, decoded)
+        if end == "ready":
+            for make in each(tasks, lambda clips: crop(read(clips)), threads):
+                batch = make()
+                yield Delivery(batch.positions, batch)
+        else:
+            for loaded in each(tasks, lambda clips: decode(read(clips)), threads):
+                yield Delivery(tuple(clip.position for clip in loaded.clips), loaded)
 
     def show(end: str, delivery: Delivery) -> Shown:
         for number, position in enumerate(delivery.positions):

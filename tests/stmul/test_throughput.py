@@ -86,7 +86,7 @@ def test_the_first_pass_reads_no_record_twice(shards, small, monkeypatch):
 
 def test_bytes_are_counted_as_they_are_used_and_as_they_are_read(shards, small):
     with open_split(shards) as split:
-        work = training_work(split, small(), "joint", pinned=False)
+        work = training_work(split, small(), "joint", device=torch.device("cpu"))
         counted, kept = Counted(split.store), Kept()
         split.store = counted
         figures = read_pass(split, "train", work.wanted, counted, threads=1, seconds=60, kept=kept)
