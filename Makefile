@@ -12,7 +12,8 @@ setting = $(if $($(1)),--set "$(2)=$($(1))")
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback  LIMIT=n  CLASSES=a,b'
+	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback  FLOW_SCALE=0.5'
+	@echo '  LIMIT=n  CLASSES=a,b'
 	@echo '  CONFIG=name or file  SHARDS=folder, LMDB, http:// or s3:// URL  STAGES=auto|scratch|imagenet|base|joint  ARGS="..."'
 
 setup: .venv/.installed  ## install into .venv
@@ -44,9 +45,9 @@ demo: setup  ## draw videos, build shards, train, test, write a report: minutes,
 	$(STMUL) train -c demo
 	$(STMUL) test
 
-shards: setup  ## videos -> tar shards of SPLIT (DATASET= DATA= FLOW= LIMIT= CLASSES=)
+shards: setup  ## videos -> tar shards of SPLIT (DATASET= DATA= FLOW= FLOW_SCALE= LIMIT= CLASSES=)
 	$(STMUL) preprocess shards $(call option,CONFIG,-c) --split $(SPLIT) $(call option,DATASET,--dataset) \
-	  $(call option,DATA,--root) $(call option,FLOW,--flow) $(call option,LIMIT,--limit) $(call option,CLASSES,--classes) $(ARGS)
+	  $(call option,DATA,--root) $(call option,FLOW,--flow) $(call option,FLOW_SCALE,--flow-scale) $(call option,LIMIT,--limit) $(call option,CLASSES,--classes) $(ARGS)
 
 lmdb: setup  ## the shards built last (or SHARDS=) as an LMDB beside them
 	@from="$(SHARDS)"; from="$${from:-$$($(STMUL) shards latest)}" && $(STMUL) shards copy "$$from" "$$from.lmdb"
