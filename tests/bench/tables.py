@@ -225,6 +225,6 @@ NOTES = (
     "Peers get one sample for each clip, in the order of the clips, unshuffled; they check no checksums. Their crops"
     " are made by OpenCV's linear interpolation, which does not average where it shrinks: less work than the crops of"
     " ours and of the reference, and other pixels. One thread: no worker processes. More: worker processes, which are"
-    " started and have delivered an epoch before they are timed. Ours and the reference use threads; what is ready is"
-    " cropped in the thread that takes it, as in the trainer, so two threads that read have a third beside them.",
+    " started and have delivered an epoch before they are timed. Ours and the reference use threads, which crop as"
+    " well, as in a training without a GPU.",
 )
