@@ -110,16 +110,24 @@ CROPS: dict[str, Callable[[int, int, int, Draws, int], Box]] = {
 
 
 def crop_view(
-    method: str, height: int, width: int, size: int, draws: Draws, *, original_crop_corners: bool = False
+    method: str,
+    height: int,
+    width: int,
+    size: int,
+    draws: Draws,
+    *,
+    original_crop_corners: bool = False,
+    even: bool = False,
 ) -> View:
     """A view of a frame of `height` x `width` pixels, to be resized to `size`, drawn by `method` (a key of CROPS).
 
-    Boxes never leave the frame: a side longer than the frame's is the frame's. They begin and end at even pixels, so
-    that flow stored at half the size is cut between two pixels too. Mirrored half of the time, but `centre` never. With
-    `original_crop_corners` only corners top left and bottom right are drawn, a quirk of the released code.
+    Boxes never leave the frame: a side longer than the frame's is the frame's. `even` ones begin and end at even
+    pixels, so that flow stored at half the size is cut between two pixels too. Mirrored half of the time, but `centre`
+    never. With `original_crop_corners` only corners top left and bottom right are drawn, a quirk of the released code.
     """
     mirror = method != "centre" and draws.flag()
-    box = _even(CROPS[method](height, width, size, draws, 2 if original_crop_corners else 4), height, width)
+    box = CROPS[method](height, width, size, draws, 2 if original_crop_corners else 4)
+    box = _even(box, height, width) if even else box
     return View(float(box.top), float(box.left), float(box.top + box.height), float(box.left + box.width), mirror)
 
 
@@ -146,7 +154,7 @@ def see_flow(
         across = seen_PHW[0::2]
         if across.dtype != torch.uint8:
             across.neg_().add_(FLOW_TOP)
-        elif across.device.type == "cpu":  # a reading thread does this: torch would begin a team of threads in each
+        elif across.device.type == "cpu":  # by numpy, in a reading thread: see `resize`
             np.bitwise_not(across.numpy(), out=across.numpy())
         else:
             torch.bitwise_not(across, out=across)

@@ -189,7 +189,15 @@ def training_batch(
     for number, clip in enumerate(decoded.clips):
         height, width = clip.size
         draws = Draws.of(seed, stage, "view", clip.position)
-        view = crop_view(recipe.crops, height, width, side, draws, original_crop_corners=data.original_crop_corners)
+        view = crop_view(
+            recipe.crops,
+            height,
+            width,
+            side,
+            draws,
+            original_crop_corners=data.original_crop_corners,
+            even=clip.flow[2:] != clip.size,
+        )
         targets = (rgb[number] if rgb is not None else None, flow[number] if flow is not None else None)
         fill_clip(decoded, clip, view, targets, size=side)
     return Batch(
@@ -254,14 +262,17 @@ def _hand_out(count: int, used: NDArray[np.int64], target: Tensor, make: Callabl
 
     Where there are none (a video of one frame has no motion, a damaged clip nothing), it is filled with no motion.
     """
-    if not count:
-        target.fill_(FLOW_MEAN)
-    elif len(used) == count and (used == np.arange(count)).all():
-        make(target)  # nothing is shared: they lie in their places at once
-    else:
-        made = target.new_empty((count, *target.shape[1:]))
-        make(made)
+    if len(used) == count:  # ascending, so each once: nothing is shared, they lie in their places at once
+        make(target)
+        return
+    made = target.new_empty((count, *target.shape[1:]))
+    make(made)
+    if target.device.type == "cpu":  # by numpy, in a reading thread: see `resize`
+        target.numpy()[:] = made.numpy()[used] if count else FLOW_MEAN
+    elif count:
         torch.index_select(made, 0, _moved(torch.from_numpy(used), target.device), out=target)
+    else:
+        target.fill_(FLOW_MEAN)
 
 
 def _moved(numbers: Tensor, device: torch.device) -> Tensor:

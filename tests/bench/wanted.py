@@ -82,7 +82,8 @@ def wanted_clips(split: Split, config: Config, count: int) -> tuple[Wanted, ...]
                 raise SystemExit(f"{row.name}: a video of one frame has no motion to load; take other shards")
             size = row.rgb.height, row.rgb.width
             draws = Draws.of(config.train.seed, STAGE, "view", position)
-            view = crop_view(recipe.crops, *size, data.crop, draws, original_crop_corners=data.original_crop_corners)
+            quirk, half = data.original_crop_corners, row.flow.width != row.rgb.width
+            view = crop_view(recipe.crops, *size, data.crop, draws, original_crop_corners=quirk, even=half)
             found.append(
                 Wanted(
                     position=position,

@@ -153,7 +153,7 @@ def pixels(flow: torch.Tensor) -> Field:
 
 
 def in_training(split: Split, crops: str) -> Iterator[Seen]:
-    """Twelve clips as training draws them."""
+    """Twelve clips as training draws them, in boxes of even pixels whatever the size of the flow."""
     config, recipe = settings_for(crops)
     with loading.training_stream(split, config, "joint", pinned=False) as stream:
         for _ in range(2):
@@ -161,12 +161,19 @@ def in_training(split: Split, crops: str) -> Iterator[Seen]:
                 decoded = loaded.to(CPU)
                 batch = loading.training_batch(decoded, config, recipe, "joint")
                 for slot, clip in enumerate(decoded.clips):
-                    view = crop_view(crops, *clip.size, CROP, Draws.of(SEED, "joint", "view", clip.position))
+                    draws = Draws.of(SEED, "joint", "view", clip.position)
+                    view = crop_view(crops, *clip.size, CROP, draws, even=True)
+                    rgb, flow = loading.clip_tensors(decoded, clip, view, size=CROP)
+                    assert rgb is not None
+                    assert flow is not None
+                    if clip.flow[2:] != clip.size:  # training looks at full-size flow in odd boxes as well
+                        assert torch.equal(flow, batch.flow_BTCHW[slot])
+                        assert torch.equal(rgb, batch.rgb_BTCHW[slot])
                     chosen = stream.choose(clip.position, FRAMES)
                     yield Seen(
-                        flow=pixels(batch.flow_BTCHW[slot]),
+                        flow=pixels(flow),
                         truth=truth_of(clip.record, view, chosen.flow, (CROP, CROP)),
-                        rgb=batch.rgb_BTCHW[slot].clone(),
+                        rgb=rgb,
                         view=view,
                     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,8 +157,9 @@ def test_training_batches_agree_with_the_slow_loader(split, loose, stage, crops)
         for slot, position in enumerate(batch.positions):
             epoch, within = divmod(position, len(VIDEOS))
             number = int(full(len(VIDEOS), seed=SEED, epoch=epoch)[within])
-            n, width, height, _ = VIDEOS[number]
-            view = crop_view(crops, height, width, CROP, Draws.of(SEED, stage, "view", position))
+            n, width, height, scale = VIDEOS[number]
+            draws = Draws.of(SEED, stage, "view", position)
+            view = crop_view(crops, height, width, CROP, draws, even=scale != 1.0)
             instants = slow_choice(settings, stage, position, n)
             rgb, flow = slow_clip(loose / str(number), instants, view, (height, width), (CROP, CROP))
             assert int(batch.labels_B[slot]) == number % 3
@@ -201,7 +204,8 @@ def test_the_quirks_of_the_original_are_used_when_asked_for(split):
     found = loading.training_batch(decoded, settings, settings.train.joint, "joint")
     for slot, clip in enumerate(decoded.clips):
         draws = Draws.of(SEED, "joint", "view", clip.position)
-        view = crop_view(settings.train.joint.crops, *clip.size, CROP, draws, original_crop_corners=True)
+        even = clip.flow[2:] != clip.size
+        view = crop_view(settings.train.joint.crops, *clip.size, CROP, draws, original_crop_corners=True, even=even)
         rgb, _ = loading.clip_tensors(decoded, clip, view, size=CROP)
         assert torch.equal(found.rgb_BTCHW[slot], rgb)
 
@@ -319,3 +323,33 @@ def test_threads_are_as_many_as_cores_unless_said_and_no_more_ahead_than_memory_
     assert reading(clips, threads=3, memory=1) == loading.Reading(threads=3, ahead=2)
     assert reading(clips, threads=9, memory=1) == loading.Reading(threads=5, ahead=1)
     assert reading(100 * clips, threads=9, memory=1) == loading.Reading(threads=1, ahead=1)
+
+
+TEAMS = """
+import os, sys
+import torch
+from shards.split import open_split
+from stmul.config import Config, Data, Recipe, Train
+from stmul.loading import batch_stream
+
+torch.set_num_threads(2)
+torch.rand(1000, 1000).add_(1)  # the team of this thread
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+data = Data(frames=5, stack=10, stride=(1, 3), crop=32, threads=2)  # enough pixels for torch to share them out
+joint = Recipe(epochs=1, rates=(1.0,), crops=sys.argv[2])
+config = Config(data=data, train=Train(batch=6, sub_batch=3, joint=joint))
+with open_split(sys.argv[1]) as split, batch_stream(split, config, "joint", device=torch.device("cpu")) as stream:
+    for _ in range(4):
+        for make in stream.step():
+            make()
+    print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads through /proc")
+@pytest.mark.parametrize("crops", ["border", "independent"])  # kept as they are, and resized
+def test_reading_threads_begin_no_teams_of_their_own(split, crops):
+    command = [sys.executable, "-c", TEAMS, str(split.folder), crops]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert int(done.stdout) == 2  # the reading threads
