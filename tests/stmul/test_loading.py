@@ -336,7 +336,7 @@ torch.set_num_threads(2)
 torch.rand(1000, 1000).add_(1)  # the team of this thread
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
-data = Data(frames=5, stack=10, stride=(1, 3), crop=32, threads=2)  # enough pixels for torch to share them out
+data = Data(frames=5, stack=10, stride=(3, 5), crop=64, threads=2)  # enough pixels for torch to share them out
 joint = Recipe(epochs=1, rates=(1.0,), crops=sys.argv[2])
 config = Config(data=data, train=Train(batch=6, sub_batch=3, joint=joint))
 with open_split(sys.argv[1]) as split, batch_stream(split, config, "joint", device=torch.device("cpu")) as stream:
@@ -349,7 +349,8 @@ with open_split(sys.argv[1]) as split, batch_stream(split, config, "joint", devi
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads through /proc")
 @pytest.mark.parametrize("crops", ["border", "independent"])  # kept as they are, and resized
-def test_reading_threads_begin_no_teams_of_their_own(split, crops):
-    command = [sys.executable, "-c", TEAMS, str(split.folder), crops]
+def test_reading_threads_begin_no_teams_of_their_own(make_split, tmp_path, crops):
+    make_split(tmp_path / "split1", train=6, test=1, width=96, height=80, frames=30)
+    command = [sys.executable, "-c", TEAMS, str(tmp_path / "split1"), crops]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert int(done.stdout) == 2  # the reading threads
