@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from shards.errors import ShardError
 from shards.index import Row
 from stmul.errors import TrainingError
+from stmul.runs import add_line
 
 NAME = "damaged.jsonl"
 
@@ -37,10 +37,7 @@ class Damaged:
             if row.name not in self._known:
                 self._known.add(row.name)
                 line = json.dumps({"name": row.name, "record": row.record, "error": str(error)})
-                with self.path.open("a+b") as file:
-                    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                    torn = file.read(1) not in (b"", b"\n")
-                    file.write(b"\n" * torn + line.encode() + b"\n")
+                add_line(self.path, line)
             if len(self._known) > self.limit:
                 raise TrainingError(
                     f"{len(self._known)} videos are damaged, data.damage_limit is {self.limit}; they are listed in"

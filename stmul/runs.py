@@ -90,15 +90,7 @@ class Run:
 
         Raises ShardError where the disk is full.
         """
-        try:
-            with self._log.open("a+b") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                begun = file.read(1) not in (b"", b"\n")  # a line that a power cut left half written
-                file.write(b"\n" * begun + json.dumps(row).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self._log, error) from error
+        add_line(self._log, json.dumps(row))
 
     def history(self) -> list[dict[str, Any]]:
         """The log's rows; where a stage was continued from a checkpoint, the later row of an epoch counts.
@@ -143,6 +135,22 @@ class Run:
         for path in list(self.checkpoints(stage).values())[:-keep]:
             path.unlink()
         self.mid_epoch(stage).unlink(missing_ok=True)
+
+
+def add_line(path: Path, line: str) -> None:
+    """Adds a line to a file, never to half a line that a power cut left; it is on disk when this returns.
+
+    Raises ShardError where the disk is full or the file cannot be written.
+    """
+    try:
+        with path.open("a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * torn + line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
