@@ -175,7 +175,7 @@ def training_batch(
 
     On the CPU its memory comes out of `arenas`, if given.
     """
-    data, seed, device = config.data, config.train.seed, decoded.arena.device
+    data, device = config.data, decoded.arena.device
 
     def memory(*shape: int) -> Tensor:
         if arenas is not None and device.type == "cpu":
@@ -187,17 +187,7 @@ def training_batch(
     rgb = memory(count, instants, 3, side, side) if stage != "motion" else None
     flow = memory(count, instants, 2 * data.stack, side, side) if stage != "appearance" else None
     for number, clip in enumerate(decoded.clips):
-        height, width = clip.size
-        draws = Draws.of(seed, stage, "view", clip.position)
-        view = crop_view(
-            recipe.crops,
-            height,
-            width,
-            side,
-            draws,
-            original_crop_corners=data.original_crop_corners,
-            even=clip.flow[2:] != clip.size,
-        )
+        view = training_view(config, recipe, stage, clip.position, clip.size, flow=clip.flow[2:])
         targets = (rgb[number] if rgb is not None else None, flow[number] if flow is not None else None)
         fill_clip(decoded, clip, view, targets, size=side)
     return Batch(
@@ -207,6 +197,15 @@ def training_batch(
         positions=tuple(clip.position for clip in decoded.clips),
         valid=tuple(clip.valid for clip in decoded.clips),
     )
+
+
+def training_view(
+    config: Config, recipe: Recipe, stage: str, position: int, frame: tuple[int, int], *, flow: tuple[int, int]
+) -> View:
+    """The view drawn for a position; `frame` and `flow` are the heights and widths at which its video is stored."""
+    draws = Draws.of(config.train.seed, stage, "view", position)
+    quirk = config.data.original_crop_corners
+    return crop_view(recipe.crops, *frame, config.data.crop, draws, original_crop_corners=quirk, even=flow != frame)
 
 
 def merged(batches: Iterator[Batch], groups: int) -> Iterator[Batch]:

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from shards.draws import Draws
 from shards.format import decode as decode_record
 from shards.record import Record
 from shards.split import Split
 from shards.stream import pair_images
 from stmul.arenas import Arenas
-from stmul.augment import View, crop_view
+from stmul.augment import View
 from stmul.clips import NO_PAIR, Instants
 from stmul.config import Config
-from stmul.loading import training_stream
+from stmul.loading import training_stream, training_view
 from stmul.resize import resize_matrix
 
 PART, STAGE = "train", "joint"
@@ -72,7 +71,7 @@ class Wanted:
 
 def wanted_clips(split: Split, config: Config, count: int) -> tuple[Wanted, ...]:
     """The first `count` clips that the trainer would load from these shards."""
-    index, data, recipe = split.index(PART), config.data, config.train.joint
+    index = split.index(PART)
     found, numbers = [], index.frames()
     with training_stream(split, config, STAGE, pinned=False) as stream:
         for position in range(count):
@@ -80,10 +79,8 @@ def wanted_clips(split: Split, config: Config, count: int) -> tuple[Wanted, ...]
             row, instants = index.row(record), stream.choose(position, int(numbers[record]))
             if (instants.flow == NO_PAIR).any():
                 raise SystemExit(f"{row.name}: a video of one frame has no motion to load; take other shards")
-            size = row.rgb.height, row.rgb.width
-            draws = Draws.of(config.train.seed, STAGE, "view", position)
-            quirk, half = data.original_crop_corners, row.flow.width != row.rgb.width
-            view = crop_view(recipe.crops, *size, data.crop, draws, original_crop_corners=quirk, even=half)
+            size, flow_size = (row.rgb.height, row.rgb.width), (row.flow.height, row.flow.width)
+            view = training_view(config, config.train.joint, STAGE, position, size, flow=flow_size)
             found.append(
                 Wanted(
                     position=position,
@@ -92,7 +89,7 @@ def wanted_clips(split: Split, config: Config, count: int) -> tuple[Wanted, ...]
                     frames=row.frames,
                     instants=instants,
                     size=size,
-                    flow_size=(row.flow.height, row.flow.width),
+                    flow_size=flow_size,
                     view=view,
                 )
             )
