@@ -110,7 +110,7 @@ def _again(split: Split, row: Row, stream: Stream, place: StreamPlace, run: Run,
     begin = int(place.ends[run.first - 1]) if run.first else 0
     start, stop = (int(place.ends[image - 1]) if image else 0), int(place.ends[image])
     where = Range(run.range.blob, run.range.start + start - begin, run.range.start + stop - begin)
-    data = memoryview(split.store.fetch([where])[0])
+    data = memoryview(split.store.again(where))
     expected = int(place.crcs[image])
     if (crc := crc32c(data)) == expected:
         return data

@@ -57,5 +57,8 @@ class Store(Protocol):
         Raises TruncatedShardError where a blob ends early, UnreachableError where there is none.
         """
 
+    def again(self, wanted: Range) -> Blob:
+        """The bytes of a range once more, past any copy: those read before were damaged."""
+
     def close(self) -> None:
         """Ends reading; bytes already handed out stay valid."""

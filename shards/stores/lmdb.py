@@ -134,6 +134,10 @@ class LmdbStore:
             [Range(DATA, start + one.start, start + one.stop) for start, one in zip(starts, ranges, strict=True)]
         )
 
+    def again(self, wanted: Range) -> Blob:
+        """The bytes of a range once more."""
+        return self.fetch([wanted])[0]
+
     def close(self) -> None:
         """Ends reading; bytes already handed out stay valid."""
         self._files.close()

@@ -101,6 +101,10 @@ class RemoteStore:
                 found[i] = blob
         return found
 
+    def again(self, wanted: Range) -> Blob:
+        """The bytes of a range once more."""
+        return self.fetch([wanted])[0]
+
     def close(self) -> None:
         """Ends the reading threads and lets go of the connections; another read would open them again."""
         with self._lock:

@@ -51,6 +51,10 @@ class TarStore:
         """The bytes of each range, in order."""
         return self._files.fetch(ranges)
 
+    def again(self, wanted: Range) -> Blob:
+        """The bytes of a range once more."""
+        return self.fetch([wanted])[0]
+
     def close(self) -> None:
         """Closes the files."""
         self._files.close()

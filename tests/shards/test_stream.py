@@ -212,6 +212,9 @@ class Watched:
         self.calls.append(list(ranges))
         return self.spoil([bytes(blob) for blob in self.store.fetch(ranges)], len(self.calls))
 
+    def again(self, wanted: Range) -> bytes:
+        return self.fetch([wanted])[0]
+
 
 def watched(split: Split, **more) -> Split:
     return Split(Watched(split.store, **more), split.manifest, folder=Path(split.location))
