@@ -27,7 +27,7 @@ from shards.writer import shard_slots, write_split
 settings.register_profile("house", deadline=None)  # a busy machine is no mistake
 settings.load_profile("house")
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.real_servers"]
 
 
 def drawn_record(
