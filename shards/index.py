@@ -6,6 +6,9 @@
     names    the keys, UTF-8, one after the other
     tables   u4: for each record flow ends, flow CRCs, rgb ends, rgb CRCs; each stream's pair has a CRC in the row
 
+Version 1 is of shards as we write them. Version 2 is of tars whose frames are members of their own: a stream has starts
+before its ends, and JPEG i is starts[i] .. ends[i].
+
 Little-endian; sections start at multiples of 8 and can be read as ranges. It opens in O(1): the size is checked before
 the file is mapped (a cut file would kill the process later), all else where it is used. Places are those in the tar
 shards whatever the store: a split has the same index as tar, LMDB and loose files, and it can be made again from the
@@ -17,8 +20,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CorruptRecordError, FormatError, ShardError, TruncatedShardError, UnreachableError
-from shards.format import CLS, FLOW, INDEX, MEMBERS, RGB, Members, crc32c, decode, key_of, name_of, record_sha256
-from shards.record import Blob, Frames, Record, Table
+from shards.format import CLS, MEMBERS, crc32c, decode
+from shards.record import Blob, Record
+from shards.row import Row as Row
+from shards.row import StreamPlace as StreamPlace
+from shards.row import located as located
+from shards.row import row_of as row_of
 from shards.tar import Member, Read, members
 from shards.whole import whole
 
 MAGIC = b"STMULIDX"
-VERSION = 1
+VERSION, LOOSE_VERSION = 1, 2
 HEADER_SIZE = 128
 
 # magic, version, size of a row, records, shards; starts of labels, frames, shards, rows, names, tables, size of the
@@ -46,58 +52,13 @@ _ROW_SIZE = _ROW.size + 8  # CRC, four zeros
 _WORD = np.dtype("<u4")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class StreamPlace:
-    """Where the JPEGs of one stream of a record lie: image i is bytes ends[i - 1] .. ends[i] from `offset`."""
-
-    offset: int  # of the first JPEG in the shard
-    size: int
-    width: int  # pixels
-    height: int
-    components: int
-    ends: Table
-    crcs: Table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Row:
-    """What the index says about one record. Offsets are bytes from the start of its tar shard."""
-
-    record: int  # its position in the part, 0 .. N-1
-    key: str
-    label: int
-    shard: int  # number of its shard
-    frames: int
-    sha256: bytes  # 32 bytes, of the record
-    fps: tuple[int, int]
-    cls_offset: int
-    header_offset: int
-    header_size: int
-    flow: StreamPlace
-    rgb: StreamPlace
-
-    @property
-    def name(self) -> str:
-        """The video's name."""
-        return name_of(self.key)
-
-    def span(self, member: str) -> tuple[int, int]:
-        """Start and stop of one of the four members in the shard."""
-        start, size = {
-            CLS: (self.cls_offset, len(str(self.label))),
-            INDEX: (self.header_offset, self.header_size),
-            FLOW: (self.flow.offset, self.flow.size),
-            RGB: (self.rgb.offset, self.rgb.size),
-        }[member]
-        return start, start + size
-
-
 class Index:
     """The rows of a part. Reading is safe in threads; arrays handed out stay valid after `close`."""
 
     def __init__(self, data: Blob | mmap.mmap, where: str) -> None:
         self.where = where
         fields = _header(bytes(data[:HEADER_SIZE]), len(data), where)
+        self._tables = 3 if fields[1] == LOOSE_VERSION else 2  # of each stream
         self._count: int = fields[3]
         self.shards: int = fields[4]  # how many there are, empty ones too
         *self._starts, size = fields[5:12]
@@ -115,26 +76,10 @@ class Index:
 
     def row(self, record: int) -> Row:
         """The row of a record, its tables views of the file. Raises CorruptRecordError where a CRC differs."""
-        if not 0 <= record < self._count:
-            raise IndexError(f"{self.where}: record {record} of {self._count}")
-        data = self._bytes()
-        start = self._starts[3] + record * _ROW_SIZE
-        row = bytes(data[start : start + _ROW_SIZE])
-        values = _ROW.unpack_from(row)
-        label, frames, shard = (int(self._column(column)[record]) for column in range(3))
-        key_start = self._starts[4] + values[0]
-        key = bytes(data[key_start : key_start + values[1]]) if key_start + values[1] <= self._starts[5] else b""
-        found = crc32c(_COLUMNS.pack(label, frames, shard) + row[: _ROW.size] + key)
-        expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
-        if found != expected:
-            raise self._corrupt(f"row {record}", found, expected)
-        if shard >= self.shards or not frames:
-            raise FormatError(
-                f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}. {_REBUILD}"
-            )
+        label, frames, shard, values, key = self._fixed(record)
         tables = self._starts[5] + 4 * values[8]
         flow = self._stream(values[9:15], tables, 2 * (frames - 1), f"row {record}, flow table")
-        rgb = self._stream(values[15:21], tables + 16 * (frames - 1), frames, f"row {record}, rgb table")
+        rgb = self._stream(values[15:21], tables + 8 * self._tables * (frames - 1), frames, f"row {record}, rgb table")
         return Row(
             record=record,
             key=key.decode(),
@@ -149,6 +94,10 @@ class Index:
             flow=flow,
             rgb=rgb,
         )
+
+    def rows(self, records: Sequence[int]) -> list[Row]:
+        """The rows of several records, in their order; what they need of an index that lies afar is fetched together."""
+        return [self.row(record) for record in records]
 
     def labels(self) -> NDArray[np.int32]:
         """The label of every record, (N,); a view of the file."""
@@ -172,6 +121,27 @@ class Index:
             raise ShardError(f"{self.where}: already closed")
         return self._data
 
+    def _fixed(self, record: int) -> tuple[int, int, int, tuple[Any, ...], bytes]:
+        """What stands about a record before the tables: label, frames, shard, the other values of its row, its key."""
+        if not 0 <= record < self._count:
+            raise IndexError(f"{self.where}: record {record} of {self._count}")
+        data = self._bytes()
+        start = self._starts[3] + record * _ROW_SIZE
+        row = bytes(data[start : start + _ROW_SIZE])
+        values = _ROW.unpack_from(row)
+        label, frames, shard = (int(self._column(column)[record]) for column in range(3))
+        key_start = self._starts[4] + values[0]
+        key = bytes(data[key_start : key_start + values[1]]) if key_start + values[1] <= self._starts[5] else b""
+        found = crc32c(_COLUMNS.pack(label, frames, shard) + row[: _ROW.size] + key)
+        expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
+        if found != expected:
+            raise self._corrupt(f"row {record}", found, expected)
+        if shard >= self.shards or not frames:
+            raise FormatError(
+                f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}. {_REBUILD}"
+            )
+        return label, frames, shard, values, key
+
     def _column(self, column: int) -> NDArray[Any]:
         known = self._checked.get(column)
         if known is None:
@@ -183,9 +153,9 @@ class Index:
 
     def _stream(self, values: tuple[int, ...], start: int, count: int, named: str) -> StreamPlace:
         offset, size, width, height, components, expected = values
-        if start + 8 * count > self.size:
+        if start + 4 * self._tables * count > self.size:
             raise FormatError(f"{self.where}: {named} ends behind the file. {_REBUILD}")
-        table = np.frombuffer(self._bytes(), _WORD, 2 * count, start)
+        table = np.frombuffer(self._bytes(), _WORD, self._tables * count, start)
         if (found := crc32c(table.data.cast("B"))) != expected:
             raise self._corrupt(named, found, expected)
         return StreamPlace(
@@ -194,8 +164,9 @@ class Index:
             width=width,
             height=height,
             components=components,
-            ends=table[:count],
-            crcs=table[count:],
+            ends=table[-2 * count : -count] if count else table,
+            crcs=table[-count:] if count else table,
+            starts=table[:count] if self._tables == 3 else None,
         )
 
     def _corrupt(self, named: str, found: int, expected: int) -> CorruptRecordError:
@@ -230,6 +201,7 @@ def write_index(path: Path, rows: Sequence[Row], shards: int | None = None) -> N
 
 def index_bytes(rows: Sequence[Row], shards: int | None = None) -> Iterator[bytes]:
     """The bytes of an index, piece by piece. Raises FormatError where the rows are not numbered from 0."""
+    loose = any(place.starts is not None for row in rows for place in (row.flow, row.rgb))
     columns = np.zeros((3, len(rows)), _WORD)
     packed, names, words, highest = bytearray(), bytearray(), 0, 0
     for record, row in enumerate(rows):
@@ -239,12 +211,12 @@ def index_bytes(rows: Sequence[Row], shards: int | None = None) -> Iterator[byte
         columns[:, record] = np.frombuffer(column, _WORD)
         values = _ROW.pack(
             *(len(names), len(key), *row.fps, row.sha256, row.cls_offset, row.header_offset, row.header_size, words),
-            *_stream_values(row.flow),
-            *_stream_values(row.rgb),
+            *_stream_values(row.flow, loose),
+            *_stream_values(row.rgb, loose),
         )
         packed += values + crc32c(column + values + key).to_bytes(8, "little")
         names += key
-        words += 2 * (len(row.flow.ends) + len(row.rgb.ends))
+        words += (3 if loose else 2) * (len(row.flow.ends) + len(row.rgb.ends))
         highest = max(highest, row.shard + 1)
     sections = [*(column.tobytes() for column in columns), bytes(packed), bytes(names)]
     starts = [HEADER_SIZE]
@@ -254,12 +226,13 @@ def index_bytes(rows: Sequence[Row], shards: int | None = None) -> Iterator[byte
     count = highest if shards is None else shards
     if count < highest:
         raise FormatError(f"an index of {count} shards has a record in shard {highest - 1}")
-    header = _HEADER.pack(MAGIC, VERSION, _ROW_SIZE, len(rows), count, *starts, starts[-1] + 4 * words, *crcs)
+    version = LOOSE_VERSION if loose else VERSION
+    header = _HEADER.pack(MAGIC, version, _ROW_SIZE, len(rows), count, *starts, starts[-1] + 4 * words, *crcs)
     yield header + crc32c(header).to_bytes(4, "little")
     for section in sections:
         yield section + bytes(_padded(len(section)) - len(section))
     for row in rows:
-        yield _tables(row.flow) + _tables(row.rgb)
+        yield _tables(row.flow, loose) + _tables(row.rgb, loose)
 
 
 def index_tar(read: Read, size: int, shard: int, where: str) -> list[Row]:
@@ -300,49 +273,6 @@ def records_of(listing: Iterator[Member], where: str) -> Iterator[dict[str, Memb
         raise FormatError(f"{where}: record {key!r} lacks {MEMBERS[len(places)]} and what follows it")
 
 
-def row_of(key: str, record: Record, blobs: Members, *, number: int, shard: int) -> Row:
-    """The row of a record that lies nowhere yet. Raises FormatError where `key` is not that of its name."""
-    if key_of(record.name) != key:
-        raise FormatError(f"record {key!r} holds {record.name!r}, whose key is {key_of(record.name)!r}")
-    return Row(
-        record=number,
-        key=key,
-        label=record.label,
-        shard=shard,
-        frames=record.frames,
-        sha256=record_sha256(blobs),
-        fps=record.fps,
-        cls_offset=0,
-        header_offset=0,
-        header_size=len(blobs[INDEX]),
-        flow=_stream_place(record.flow),
-        rgb=_stream_place(record.rgb),
-    )
-
-
-def located(row: Row, places: Mapping[str, Member]) -> Row:
-    """`row` with its record's members at `places` in the shard."""
-    return replace(
-        row,
-        cls_offset=places[CLS].offset,
-        header_offset=places[INDEX].offset,
-        flow=replace(row.flow, offset=places[FLOW].offset),
-        rgb=replace(row.rgb, offset=places[RGB].offset),
-    )
-
-
-def _stream_place(frames: Frames) -> StreamPlace:
-    return StreamPlace(
-        offset=0,
-        size=len(frames.blob),
-        width=frames.width,
-        height=frames.height,
-        components=frames.components,
-        ends=frames.ends,
-        crcs=frames.crcs,
-    )
-
-
 def _header(data: bytes, size: int, where: str) -> tuple[Any, ...]:
     if len(data) < HEADER_SIZE:
         raise TruncatedShardError(f"{where}: {size} bytes, an index has at least {HEADER_SIZE}. {_REBUILD}")
@@ -352,8 +282,10 @@ def _header(data: bytes, size: int, where: str) -> tuple[Any, ...]:
     found, expected = crc32c(data[: _HEADER.size]), int.from_bytes(data[_HEADER.size : HEADER_SIZE], "little")
     if found != expected:
         raise CorruptRecordError(f"{where}: header: checksum {found:08x}, expected {expected:08x}. {_REBUILD}")
-    if fields[1:3] != (VERSION, _ROW_SIZE):
-        raise FormatError(f"{where}: version {fields[1]}, this program reads {VERSION}; update the program")
+    if fields[1] not in (VERSION, LOOSE_VERSION) or fields[2] != _ROW_SIZE:
+        raise FormatError(
+            f"{where}: version {fields[1]}, this program reads {VERSION} and {LOOSE_VERSION}; update the program"
+        )
     if size != fields[11]:
         kind = TruncatedShardError if size < fields[11] else FormatError
         raise kind(f"{where}: {size} bytes, expected {fields[11]}. {_REBUILD}")
@@ -364,13 +296,14 @@ def _header(data: bytes, size: int, where: str) -> tuple[Any, ...]:
     return fields
 
 
-def _stream_values(place: StreamPlace) -> tuple[int, ...]:
-    crc = crc32c(_tables(place))
+def _stream_values(place: StreamPlace, loose: bool) -> tuple[int, ...]:
+    crc = crc32c(_tables(place, loose))
     return place.offset, place.size, place.width, place.height, place.components, crc
 
 
-def _tables(place: StreamPlace) -> bytes:
-    return place.ends.astype(_WORD).tobytes() + place.crcs.astype(_WORD).tobytes()
+def _tables(place: StreamPlace, loose: bool) -> bytes:
+    tables = [place.begins()] if loose else []
+    return b"".join(table.astype(_WORD).tobytes() for table in [*tables, place.ends, place.crcs])
 
 
 def _padded(size: int) -> int:

@@ -36,9 +36,12 @@ def runs(blob: str, offset: int, place: StreamPlace, images: NDArray[np.int64]) 
     """The runs that `images` make (ascending numbers of JPEGs of a stream that begins at `offset` of `blob`)."""
     if not len(images):
         return []
-    breaks = np.flatnonzero(np.diff(images) != 1)
+    apart = np.diff(images) != 1
+    if place.starts is not None:  # loose frames: neighbours only where one begins where the other ends
+        apart |= place.starts[images[1:]] != place.ends[images[:-1]]
+    breaks = np.flatnonzero(apart)
     firsts, lasts = images[np.r_[0, breaks + 1]], images[np.r_[breaks, len(images) - 1]] + 1
-    starts = [int(place.ends[first - 1]) if first else 0 for first in firsts.tolist()]
+    starts = [place.start(first) for first in firsts.tolist()]
     stops = place.ends[lasts - 1].tolist()
     return [
         Run(first, last, Range(blob, offset + start, offset + stop))
@@ -49,7 +52,7 @@ def runs(blob: str, offset: int, place: StreamPlace, images: NDArray[np.int64]) 
 def images_of(run: Run, place: StreamPlace, data: memoryview) -> list[memoryview]:
     """The JPEGs of a run, one by one, out of its bytes; nothing is copied."""
     ends = place.ends[run.first : run.last].astype(np.int64)
-    begin = int(place.ends[run.first - 1]) if run.first else 0
+    begin = place.start(run.first)
     edges = [0, *(ends - begin).tolist()]
     return [data[start:stop] for start, stop in pairwise(edges)]
 

@@ -107,8 +107,7 @@ def _checked(
 
 def _again(split: Split, row: Row, stream: Stream, place: StreamPlace, run: Run, image: int) -> memoryview:
     """A frame that was damaged, read once more and alone: a transfer may have gone wrong."""
-    begin = int(place.ends[run.first - 1]) if run.first else 0
-    start, stop = (int(place.ends[image - 1]) if image else 0), int(place.ends[image])
+    begin, start, stop = place.start(run.first), place.start(image), int(place.ends[image])
     where = Range(run.range.blob, run.range.start + start - begin, run.range.start + stop - begin)
     data = memoryview(split.store.again(where))
     expected = int(place.crcs[image])
