@@ -25,3 +25,7 @@ class UnreachableError(ShardError):
 
 class StateMismatchError(ShardError):
     """A saved position that does not fit this data or these settings; both values are named."""
+
+
+class ChangedError(ShardError):
+    """What lies at the location is not what was read there before."""

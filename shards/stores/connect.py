@@ -2,38 +2,46 @@
 
 Secrets given in a URL (`user:password@`, a signed query) are sent to that server and stand nowhere else: in no
 location, message or repr. Credentials of s3:// are found where `aws configure` users keep them; without any, requests
-are anonymous.
+are anonymous. gs:// and az:// are handed to obstore as they are, with the credentials that it finds (not tested).
 """
 
 from __future__ import annotations
 
 import base64
+import http.client
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, TypeAlias, cast
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from shards.errors import UnreachableError
 from shards.manifest import NAME
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, HTTPStore, RetryConfig, S3Store
+    from obstore.store import AzureStore, ClientConfig, GCSStore, HTTPStore, RetryConfig, S3Store
 
-    Client: TypeAlias = HTTPStore | S3Store
+    Client: TypeAlias = HTTPStore | S3Store | GCSStore | AzureStore
 
-SCHEMES = ("http", "https", "s3")
+SCHEMES = ("http", "https", "s3", "gs", "az")
 
+# A connection that stands still, or takes too long in all, is given up, and the bytes that are missing asked for again.
 TIMES: ClientConfig = {
     "connect_timeout": timedelta(seconds=5),
-    "read_timeout": timedelta(seconds=10),  # a connection that stands still is given up, and the rest asked for again
-    "timeout": timedelta(seconds=300),
+    "read_timeout": timedelta(seconds=10),
+    "timeout": timedelta(seconds=120),
 }
+# With jitter, as obstore waits. How long to go on after that is decided by who asks (`remote`).
 RETRY: RetryConfig = {
-    "max_retries": 4,
+    "max_retries": 6,
     "retry_timeout": timedelta(seconds=30),
-    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
+
+SOURCES = (
+    "the environment (AWS_ACCESS_KEY_ID), a profile of ~/.aws (AWS_PROFILE, else default; with credential_process or"
+    " single sign-on), the container's and the machine's role"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +83,12 @@ def place_of(location: str) -> Place:
     if url.scheme not in SCHEMES or not host:
         raise UnreachableError(
             f"{shown if host else url.scheme + ':...'}: not a kind of location that is read; expected a folder, an"
-            " LMDB, a .tar, http://HOST/..., https://HOST/... or s3://BUCKET/..."
+            " LMDB, a .tar, http://HOST/..., https://HOST/..., s3://BUCKET/..., gs://BUCKET/... or az://CONTAINER/..."
         )
-    if url.scheme == "s3" and ("@" in url.netloc or url.query):
+    if url.scheme not in ("http", "https") and ("@" in url.netloc or url.query):
         raise UnreachableError(
-            f"{shown}: expected a bucket and a path and nothing else in an s3:// URL; keep keys in ~/.aws or in"
-            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{shown}: expected a bucket and a path and nothing else in an {url.scheme}:// URL; keep keys in ~/.aws or"
+            " in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     above, _, last = path.rpartition("/")
     file = unquote(last) if last.endswith(".tar") else ""
@@ -95,8 +103,10 @@ def place_of(location: str) -> Place:
 
 def connect(place: Place) -> Connection:
     """A connection for reading below `place`; nothing is sent yet. Raises UnreachableError for unusable settings."""
-    if not place.folder.startswith("s3:"):
+    if place.folder.startswith("http"):
         return _http(place)
+    if not place.folder.startswith("s3:"):
+        return _other(place)
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
     try:
@@ -125,6 +135,44 @@ def _http(place: Place) -> Connection:
     )
 
 
+def leads_elsewhere(place: Place, name: str) -> str:
+    """The scheme and host to which an http:// server sends who asks it for `name`, if not to http:// again; else "".
+
+    obstore follows redirects within https:// alone or from http:// to anywhere: this asks first, and follows nothing.
+    """
+    url = urlsplit(place.folder)
+    if url.scheme != "http":
+        return ""
+    path = urlunsplit(("", "", f"{url.path}/{quote(name)}", url.query, ""))
+    seconds = cast(timedelta, TIMES["connect_timeout"]).total_seconds()
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers={"Range": "bytes=0-0"})
+        answer = connection.getresponse()
+        target = urlsplit(answer.getheader("Location", "") if 300 <= answer.status < 400 else "")
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""  # whatever it is, the request proper will meet it and say so
+    finally:
+        connection.close()
+    return f"{target.scheme}://{target.hostname}" if target.scheme not in ("", "http") else ""
+
+
+def _other(place: Place) -> Connection:
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    try:
+        client = cast("Client", from_url(place.folder, client_options=TIMES, retry_config=RETRY))
+    except (BaseError, ValueError):
+        client = None
+    if client is None:  # outside: what obstore said would otherwise hang on to it
+        raise UnreachableError(
+            f"{place.shown}: no connection can be made with what the environment says (GOOGLE_APPLICATION_CREDENTIALS,"
+            " or AZURE_STORAGE_ACCOUNT_NAME and a key)"
+        )
+    return Connection(client=client, credentials="the request was signed with what the environment gives, if anything")
+
+
 def _s3(place: Place) -> Connection:
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -137,12 +185,14 @@ def _s3(place: Place) -> Connection:
     found = session.get_credentials()
     if found is not None:
         found.get_frozen_credentials()  # an expired sign-in speaks up here, in words
-        credentials = f"the request was signed with what boto3 found ({found.method})"
+        credentials = (
+            f"the request was signed with what boto3 found ({found.method}; it looks, in turn, in {SOURCES}; the"
+            f" profile is {session.profile_name!r})"
+        )
     else:
         credentials = (
-            "no credentials were found in the environment (AWS_ACCESS_KEY_ID), in profile"
-            f" {session.profile_name!r} of ~/.aws, by single sign-on or from the machine's role, so the request was"
-            " anonymous"
+            f"no credentials were found, so the request was anonymous (looked, in turn, in {SOURCES}; the profile is"
+            f" {session.profile_name!r})"
         )
     bucket, prefix = urlsplit(place.folder)[1:3]
     client = S3Store(

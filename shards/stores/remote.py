@@ -1,49 +1,99 @@
-"""A split behind http(s):// or s3://, read by ranged GETs through obstore.
+"""A split behind a URL, read by ranged GETs through obstore.
 
-Nothing is imported or connected before the first byte is wanted. obstore retries and waits within the bounds of
-`connect.RETRY`; what it cannot get becomes one sentence of ours, for its own messages repeat the URL, secrets and all.
+Nothing is imported or connected before the first byte is wanted. Every range is a request of its own, many at a time;
+the first answer about a file tells its version (ETag, size), and all later requests ask for that version and no other.
+
+What breaks is mended where it can be: obstore asks again for the bytes that are missing (connection lost, answer cut
+short or standing still, 429, 5xx), waiting longer each time. Once a server has answered it is given `Access.deadline`
+seconds to come back; who waits says so meanwhile. What cannot be had becomes one sentence of ours (`answers`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
+import random
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from shards.errors import ShardError, TruncatedShardError, UnreachableError
+from shards.access import Access
+from shards.errors import ChangedError, FormatError, ShardError, TruncatedShardError, UnreachableError
 from shards.index import Row
-from shards.manifest import shard_name
+from shards.manifest import LARGEST, shard_name
 from shards.record import Blob
 from shards.stores import Range, Stream
-from shards.stores.connect import Connection, connect, place_of
+from shards.stores.answers import explained, kind_of
+from shards.stores.blocks import Blocks
+from shards.stores.connect import Connection, connect, leads_elsewhere, place_of
+from shards.stores.hands import Hands
 from shards.tar import Read
 
 if TYPE_CHECKING:
-    from obstore.store import HTTPStore, S3Store
+    from obstore import GetOptions, GetResult, ObjectMeta
+
+    from shards.stores.connect import Client
 
 T = TypeVar("T")
 
 GAP = 128 * 1024  # bytes: about what a connection carries during one round trip
-BLOBS_AT_ONCE = 8  # obstore itself reads up to 10 ranges of one blob at the same time
-BLOCK = 64 * 1024  # bytes read ahead where a file is scanned, at first
-LARGEST_BLOCK = 8 * 1024 * 1024
+PART = 8 << 20  # bytes of one request where a file is read through
+PARTS_AHEAD = 4
+PATIENCE = 10.0  # seconds after which who waits says so, and what others overtook is asked for a second time
+OVERTAKEN = 32  # answers to others meanwhile
+RENEWALS = 3  # times that new credentials are looked for, for one request
 
 _user: list[int] = []  # the process in which obstore's threads run: one fact per process, whatever the stores
+_log = logging.getLogger("shards")
+
+
+class WithoutRanges(UnreachableError):  # noqa: N818
+    """The server sends whole files only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one content of a file from another."""
+
+    etag: str  # the time of the last change where the server gives no ETag
+    size: int  # bytes
+    strong: bool  # whether a server can be asked for this very ETag
+
+
+@dataclass(kw_only=True, slots=True)
+class _Session:
+    """What lives from the first read to `close`."""
+
+    hands: Hands
+    closed: threading.Event = field(default_factory=threading.Event)
+    connection: Connection | None = None
+    answers: int = 0
+    last: float = 0.0  # when the last answer came; 0: there was none yet
+    told: float = 0.0  # when it was last said that there is none
 
 
 class RemoteStore:
-    """A folder of shards, or a single tar, behind a URL. Threads may share it."""
+    """A folder of shards, or some tars of a folder, behind a URL. Threads may share it.
+
+    `names` are the files of each part where there is no manifest to name them.
+    """
 
     gap = GAP
 
-    def __init__(self, location: str) -> None:
+    def __init__(
+        self, location: str, access: Access | None = None, names: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self._place = place_of(location)
+        self._access, self._names = access or Access(), names
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._session: _Session | None = None
+        self._versions: dict[str, Version] = {}
+        self._unasked = set[str]()  # files of which versions cannot be asked for, only compared
 
     def __repr__(self) -> str:
         return f"RemoteStore({self.location!r})"
@@ -58,21 +108,29 @@ class RemoteStore:
         """The name of the tar that the URL names, or nothing where it names a folder."""
         return self._place.file
 
-    def small(self, name: str) -> bytes:
-        """The whole of the file `name`. Raises UnreachableError where it cannot be read."""
+    def small(self, name: str, limit: int = LARGEST) -> bytes:
+        """The whole of the file `name`. Raises FormatError where it has more than `limit` bytes, before reading it."""
         import obstore
 
-        return self._asked(name, lambda client: bytes(obstore.get(client, name).bytes()))
+        def ask(client: Client) -> bytes:
+            answer = obstore.get(client, name)
+            if (size := answer.meta["size"]) > limit:
+                raise FormatError(f"{self._url(name)}: {size} bytes, expected at most {limit}. Copy the split again")
+            return bytes(answer.bytes())
+
+        return self._asked(name, ask)
 
     def size(self, blob: str) -> int:
-        """How many bytes `blob` has. Asked with a ranged GET: signed URLs are often good for nothing else."""
-        import obstore
+        """How many bytes `blob` has."""
+        return self._version(blob).size
 
-        return self._asked(blob, lambda client: int(obstore.get(client, blob, options={"range": (0, 1)}).meta["size"]))
+    def etag(self, blob: str) -> str:
+        """What names the version of `blob`; with its size and place it names its content."""
+        return self._version(blob).etag
 
     def reader(self, blob: str) -> Read:
         """A function (start, stop) -> bytes for scanning `blob`: short reads come from blocks read ahead."""
-        return _Blocks(lambda start, stop: self.fetch([Range(blob, start, stop)])[0], self.size(blob)).read
+        return Blocks(lambda start, stop: self.fetch([Range(blob, start, stop)])[0], self.size(blob)).read
 
     def place(self, part: str, row: Row, stream: Stream) -> tuple[str, int]:
         """The shard of a record, and where in it the JPEGs of `stream` begin."""
@@ -81,77 +139,210 @@ class RemoteStore:
 
     def member(self, part: str, row: Row, member: str) -> tuple[str, int, int]:
         """The shard of a record, and where in it `member` begins and ends."""
-        return self.file or shard_name(part, row.shard), *row.span(member)
+        name = self._names[part][row.shard] if self._names else self.file or shard_name(part, row.shard)
+        return name, *row.span(member)
 
     def fetch(self, ranges: Sequence[Range]) -> list[Blob]:
-        """The bytes of each range, in order; several blobs, and several ranges of each, are read at the same time.
+        """The bytes of each range, in order; all are asked for at once, as far as `Access.connections` allows.
 
-        Raises TruncatedShardError where a blob ends before a range does, UnreachableError where it cannot be read.
+        Raises TruncatedShardError where a blob ends before a range does, ChangedError where it is not the one that was
+        read before, WithoutRanges where the server knows none, UnreachableError where it cannot be read.
         """
-        self._connected()
-        of_blob: dict[str, list[int]] = {}
-        for i, wanted in enumerate(ranges):
-            if wanted.stop > wanted.start:
-                of_blob.setdefault(wanted.blob, []).append(i)
-        reads = [[ranges[i] for i in indices] for indices in of_blob.values()]
-        parts = map(self._fetch, reads) if len(reads) < 2 else self._threads().map(self._fetch, reads)
-        found: list[Blob] = [b""] * len(ranges)
-        for indices, blobs in zip(of_blob.values(), parts, strict=True):
-            for i, blob in zip(indices, blobs, strict=True):
-                found[i] = blob
-        return found
+        session = self._open()
+        found: list[Blob | None] = [None if wanted.stop > wanted.start else b"" for wanted in ranges]
+        asked: dict[Future[Blob], int] = {}
+
+        def ask(number: int) -> None:
+            asked[session.hands.begin(partial(self._part, ranges[number]))] = number
+
+        for number, blob in enumerate(found):
+            if blob is None:
+                ask(number)
+        begun, answers, until = time.monotonic(), session.answers, FIRST_EXCEPTION
+        while asked:
+            done, _ = wait(asked, timeout=PATIENCE, return_when=until)
+            for future in done:
+                number = asked.pop(future)
+                found[number] = future.result()
+            for future in [future for future, number in asked.items() if found[number] is not None]:
+                del asked[future]
+            if asked and not done:
+                first = ranges[min(asked.values())]
+                self._tell(session, f"{len(asked)} of {len(ranges)} ranges, the first of {first.blob}", begun)
+                until = FIRST_COMPLETED
+                if session.answers - answers >= OVERTAKEN:  # the network is well: these few have bad luck
+                    answers = session.answers
+                    for number in sorted(set(asked.values())):
+                        ask(number)
+        return [blob for blob in found if blob is not None]
 
     def again(self, wanted: Range) -> Blob:
         """The bytes of a range once more."""
         return self.fetch([wanted])[0]
 
-    def close(self) -> None:
-        """Ends the reading threads and lets go of the connections; another read would open them again."""
-        with self._lock:
-            pool, self._pool, self._connection = self._pool, None, None
-        if pool is not None:
-            pool.shutdown()
+    def whole(self, blob: str, start: int = 0) -> Iterator[Blob]:
+        """The bytes of `blob` from `start` on, in order, in parts that are asked for ahead of their use.
 
-    def _fetch(self, ranges: Sequence[Range]) -> list[memoryview]:
+        A server without ranges is asked for all of it at once; then `start` must be 0: else WithoutRanges is raised.
+        """
+        size, begun = self.size(blob), self._open()
+        parts = iter([Range(blob, at, min(at + PART, size)) for at in range(start, size, PART)])
+        ahead = deque[Future[Blob]]()
+        for part in parts:
+            ahead.append(begun.hands.begin(partial(self._part, part)))
+            if len(ahead) == 1 and part.start == start:
+                try:
+                    ahead[0].result()
+                except WithoutRanges:
+                    if start:
+                        raise
+                    yield from self._plain(blob)
+                    return
+            if len(ahead) > PARTS_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def close(self) -> None:
+        """Ends reading and lets go of the connections; who waits gets ShardError; another read would begin anew."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.closed.set()
+            session.hands.close()
+
+    def _plain(self, blob: str) -> Iterator[Blob]:
         import obstore
 
-        blob, starts, stops = ranges[0].blob, [r.start for r in ranges], [r.stop for r in ranges]
-        found = self._asked(
-            blob, lambda client: obstore.get_ranges(client, blob, starts=starts, ends=stops, coalesce=0)
-        )
-        blobs = [memoryview(part) for part in found]
-        for wanted, part in zip(ranges, blobs, strict=True):
-            if len(part) != wanted.stop - wanted.start:
-                raise self._cut(wanted.blob, wanted.stop)
-        return blobs
+        def ask(client: Client) -> GetResult:
+            answer = obstore.get(client, blob)
+            self._must_be_same(blob, answer.meta)
+            return answer
 
-    def _asked(self, name: str, ask: Callable[[HTTPStore | S3Store], T]) -> T:
+        chunks = iter(self._asked(blob, ask).stream(min_chunk_size=PART))
+        while chunk := self._asked(blob, lambda _: next(chunks, b"")):
+            yield chunk
+
+    def _part(self, wanted: Range) -> Blob:
+        import obstore
+
+        blob, size = wanted.blob, wanted.stop - wanted.start
+
+        def ask(client: Client) -> Blob:
+            options: GetOptions = {"range": (wanted.start, wanted.stop)}
+            version = self._versions.get(blob)
+            if version is not None and version.strong and blob not in self._unasked:
+                options["if_match"] = version.etag
+            answer = obstore.get(client, blob, options=options)
+            self._must_be_same(blob, answer.meta)
+            return memoryview(answer.bytes())
+
+        data = self._asked(blob, ask)
+        if len(data) != size:
+            raise self._cut(blob, wanted.stop)
+        return data
+
+    def _version(self, blob: str) -> Version:
+        """Asked with a ranged GET: signed URLs are often good for nothing else."""
+        import obstore
+
+        known = self._versions.get(blob)
+        if known is not None:
+            return known
+
+        def ask(client: Client) -> Version:
+            return self._must_be_same(blob, obstore.get(client, blob, options={"range": (0, 1)}).meta)
+
+        try:
+            return self._asked(blob, ask)
+        except WithoutRanges:
+            return self._asked(blob, lambda client: self._must_be_same(blob, obstore.get(client, blob).meta))
+
+    def _must_be_same(self, blob: str, meta: ObjectMeta) -> Version:
+        """The version that `meta` tells of. Raises ChangedError where another one was seen before."""
+        etag = meta["e_tag"] or ""
+        now = Version(etag or meta["last_modified"].isoformat(), meta["size"], etag.startswith('"'))
+        known = self._versions.setdefault(blob, now)
+        if known != now:
+            raise ChangedError(
+                f"{self._url(blob)}: was replaced while it was being read: it had {known.size} bytes and ETag"
+                f" {known.etag}, now {now.size} and {now.etag}. Put the old one back, or begin again with the new"
+            )
+        return now
+
+    def _asked(self, name: str, ask: Callable[[Client], T]) -> T:
+        """What `ask` gives, asked until it gives something, or nothing can be hoped for."""
         from obstore.exceptions import BaseError
 
-        connection = self._connected()
-        try:
-            return ask(connection.client)
-        except (BaseError, OSError, ValueError) as error:
-            failure = self._explained(error, name, connection.credentials)
-        raise failure  # outside: what obstore said would otherwise hang on to it
+        session, begun, pause, renewals = self._open(), time.monotonic(), 0.2, 0
+        while not session.closed.is_set():
+            connection = self._connected(session, name)
+            try:
+                found = ask(connection.client)
+            except (BaseError, OSError, ValueError) as error:
+                kind, failure = kind_of(error), self._failure(error, name, connection.credentials)
+            else:
+                session.last, session.answers = time.monotonic(), session.answers + 1
+                return found
+            # Outside of the handler, for what obstore said would otherwise hang on to what is raised.
+            if kind == "changed" and name not in self._unasked:
+                self._unasked.add(name)  # ask for whatever is there: either it is another one, or this was a mistake
+            elif kind == "refused" and session.answers and renewals < RENEWALS and self._renewed(session, connection):
+                renewals += 1
+            elif kind != "passing" or not session.last or self._too_late(session, begun):
+                raise failure
+            else:
+                self._tell(session, f"{name}: {failure.args[0].partition(': ')[2]}", max(begun, session.last))
+                session.closed.wait(random.uniform(0.5, 1) * pause)
+                pause = min(2 * pause, PATIENCE)
+        raise ShardError(f"{self.location}: closed while {name} was being read")
 
-    def _connected(self) -> Connection:
+    def _too_late(self, session: _Session, begun: float) -> bool:
+        return time.monotonic() - max(begun, session.last) > self._access.deadline
+
+    def _tell(self, session: _Session, what: str, since: float) -> None:
+        """Says what is being waited for, now and then."""
+        now = time.monotonic()
+        if now - since >= PATIENCE and now - session.told >= PATIENCE:
+            session.told = now
+            _log.warning("%s: waiting for %.0f s for %s", self.location, now - since, what)
+
+    def _renewed(self, session: _Session, refused: Connection) -> bool:
+        """Whether there is another connection now, with credentials found anew: keys expire during a training."""
+        if not self._place.folder.startswith("s3:"):
+            return False
+        with self._lock:
+            if session.connection is refused:
+                session.connection = None
+        return True
+
+    def _open(self) -> _Session:
         if _user and _user[0] != os.getpid():  # before the lock: the parent may have held it
             raise UnreachableError(
                 f"{self.location}: this process is a fork of one that had already read from the network, and threads do"
                 " not survive a fork. Start workers with spawn or forkserver, or fork before the first read"
             )
         with self._lock:
-            if self._connection is None:
+            if self._session is None:
                 _user[:] = [os.getpid()]
-                self._connection = connect(self._place)
-            return self._connection
+                self._session = _Session(hands=Hands(self._access.connections, "shards-remote"))
+            return self._session
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _connected(self, session: _Session, name: str) -> Connection:
+        known = session.connection
+        if known is not None:
+            return known
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(BLOBS_AT_ONCE, thread_name_prefix="shards-remote")
-            return self._pool
+            if session.connection is None:
+                if not session.answers and (elsewhere := leads_elsewhere(self._place, name)):
+                    raise UnreachableError(
+                        f"{self.location}: sends elsewhere, to {elsewhere}, which is not followed. Give that address"
+                    )
+                session.connection = connect(self._place)
+            return session.connection
+
+    def _url(self, name: str) -> str:
+        return self.location if name == self.file else f"{self.location}/{name}"
 
     def _cut(self, blob: str, stop: int = 0) -> TruncatedShardError:
         where = f"byte {stop}" if stop else "the bytes asked for"
@@ -160,67 +351,9 @@ class RemoteStore:
             " made of. Copy it there again, with the index"
         )
 
-    def _explained(self, error: Exception, name: str, credentials: str) -> ShardError:
-        """What `error` means, in a sentence made of parts that are known to hold no secret."""
-        text, s3 = str(error), self.location.startswith("s3:")
-        url = self.location if name == self.file else f"{self.location}/{name}"
-        found = re.search(r"status(?: code)?: (\d{3})", text)
-        status = int(found[1]) if found else 0
-        if status == 416 or "UnexpectedRange" in text:
+    def _failure(self, error: Exception, name: str, credentials: str) -> ShardError:
+        kind = kind_of(error)
+        if kind == "ended":
             return self._cut(name)
-        if "RangeNotSupported" in text:
-            problem = (
-                "the server sends the whole file where a part is asked for (python -m http.server is one such). Serve"
-                " the shards with a server that knows byte ranges (nginx, Apache, S3), or copy them to a disk"
-            )
-        elif status == 404 or isinstance(error, FileNotFoundError):
-            what = "no such bucket" if "NoSuchBucket" in text else "not there (404)"
-            problem = (
-                f"{what}. Check the address: a split is the folder of a manifest.json, a shard's name ends in .tar"
-            )
-        elif status in (401, 403):
-            also = "; S3 also says so of what is not there, to those who may not list the bucket" if s3 else ""
-            problem = f"no permission ({status}): {credentials}. Check that they may read this{also}"
-        elif status:
-            region = s3 and status in (301, 307, 400)
-            hint = "The bucket may be in another region: set AWS_REGION" if region else "Try again later"
-            problem = f"the server answered with status {status}. {hint}"
-        else:
-            problem = f"{_reason(text)}. Check the address and the network"
-        return UnreachableError(f"{url}: {problem}")
-
-
-def _reason(text: str) -> str:
-    reasons = {
-        "dns error": "the name of the host is not known",
-        "Connection refused": "the host refuses the connection",
-        "TimedOut": "no answer in time",
-        "timed out": "no answer in time",
-        "certificate": "its certificate is not trusted",
-        "parsing Path": "not a name that can be asked for",
-    }
-    return next((reason for word, reason in reasons.items() if word in text), "the connection failed")
-
-
-class _Blocks:
-    """Reads of one file, mostly onwards, through a block read ahead; it doubles while nothing is passed over.
-
-    A scan of a tar's headers so costs about two small reads for each record, a scan of all its bytes few large ones.
-    """
-
-    def __init__(self, fetch: Read, size: int) -> None:
-        self._fetch, self._size = fetch, size
-        self._start, self._block, self._ahead = 0, memoryview(b""), BLOCK // 2
-
-    def read(self, start: int, stop: int) -> Blob:
-        """The bytes start .. stop."""
-        head = self._block[start - self._start : stop - self._start] if start >= self._start else self._block[:0]
-        if len(head) == stop - start:
-            return head
-        onwards = self._start <= start <= self._start + len(self._block)
-        self._ahead = min(2 * self._ahead, LARGEST_BLOCK) if onwards else BLOCK
-        self._start = start + len(head)
-        end = max(stop, min(self._start + self._ahead, self._size))
-        self._block = memoryview(self._fetch(self._start, end))
-        tail = self._block[: stop - self._start]
-        return b"".join([head, tail]) if head else tail
+        reason = explained(error, credentials=credentials, s3=self.location.startswith("s3:"))
+        return (WithoutRanges if kind == "without ranges" else UnreachableError)(f"{self._url(name)}: {reason}")
