@@ -16,11 +16,11 @@ import numpy as np
 from shards.errors import ShardError
 from shards.format import CLS, MEMBERS, RGB, Members, dataset_digest, decode
 from shards.index import Row, StreamPlace, records_of, row_of, scan_tar
-from shards.manifest import NAME, Part, ShardFile, index_name, parse_manifest
+from shards.manifest import NAME, Part, ShardFile, dump_manifest, index_name, parse_manifest
 from shards.split import Split
 from shards.stores import Range
 from shards.stores.lmdb import DATA, pages
-from shards.tar import members
+from shards.tar import BLOCK, Read, members
 
 CHUNK = 8 << 20  # bytes read at a time where they are only hashed
 
@@ -71,8 +71,11 @@ def problems(split: Split, progress: Progress | None = None) -> Iterator[Problem
 def _manifest(split: Split) -> Iterator[Problem]:
     where = f"{split.location}/{NAME}"
     try:
-        if parse_manifest(split.store.small(NAME), where) != split.manifest:
+        data = split.store.small(NAME)
+        if parse_manifest(data, where) != split.manifest:
             yield Problem(where, "is not the one with which the split was opened: it was replaced meanwhile")
+        elif data != dump_manifest(split.manifest):
+            yield Problem(where, "says what it should, but not byte for byte as it was written: edited or cut")
     except ShardError as error:
         yield _problem(where, error)
 
@@ -188,6 +191,8 @@ def _shard(
         if size == shard.size and shard.sha256 and digest.hexdigest() != shard.sha256:
             yield _differs(where, digest.hexdigest(), shard.sha256)
         yield from _structure(split, name, size, rows, where)
+        if not shard.sha256:
+            yield from _idle(split.store.reader(name), where)
     except ShardError as error:
         yield _problem(where, error)
 
@@ -205,6 +210,18 @@ def _structure(split: Split, name: str, size: int, rows: Sequence[Row], where: s
             yield Problem(where, f"record {key!r} lies elsewhere than the index says")
     if found != len(rows):
         yield Problem(where, f"holds {found} records, the index says {len(rows)}")
+
+
+def _idle(read: Read, where: str) -> Iterator[Problem]:
+    """What is wrong between the members of a tar whose structure is right and whose SHA-256 nobody noted."""
+    position = 0
+    while any(block := bytes(read(position, position + BLOCK))):
+        if block[148:156] != b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * ord(" ")):
+            yield Problem(where, f"the checksum in the header at byte {position} is not written as a shard's are")
+        stop = position + BLOCK + int(block[124:136].strip(b"\0 "), 8)
+        position = -(-stop // BLOCK) * BLOCK
+        if any(read(stop, position)):
+            yield Problem(where, f"bytes {stop} to {position}, behind a member, are not all zero")
 
 
 def _loose(split: Split, part: str, row: Row) -> Iterator[Problem]:
