@@ -32,6 +32,8 @@ CLS, INDEX, FLOW, RGB = MEMBERS = ("cls", "index.msgpack", "video.flow.mjpeg", "
 LONGEST_KEY = 200  # bytes: with the longest member and `.partial` it still is a file name, and an LMDB key
 LONGEST_HEADER = 1 << 26  # bytes of index.msgpack: 2.8 million frames
 LONGEST_SIDE = 65535  # pixels: what a JPEG can say
+MOST_PIXELS = 1 << 25  # of a picture, 8192 x 4096: memory is set aside for them
+PIXELS_PER_BYTE = 1024  # of a JPEG, at most: each block of 64 takes two bits, in a progressive one about one
 
 Members = Mapping[str, Blob]
 
@@ -89,7 +91,7 @@ class Header:
 
 
 def key_of(name: str) -> str:
-    """`name` as the key of its record: `.`, `%`, `/` and control characters become %XX of their UTF-8 bytes.
+    """`name` as the key of its record: `.`, `%`, both slashes and control characters become %XX of their bytes.
 
     No two names share a key. Raises FormatError where the name is empty, no text, or longer than 200 bytes as a key.
     """
@@ -252,7 +254,7 @@ def crc32c(data: Blob) -> int:
 
 
 def _escaped(character: str) -> str:
-    if character in ".%/" or unicodedata.category(character) == "Cc":
+    if character in ".%/\\" or unicodedata.category(character) == "Cc":
         return "".join(f"%{byte:02X}" for byte in character.encode())
     return character
 
@@ -311,9 +313,12 @@ def _stream_header(fields: Fields, place: str) -> StreamHeader:
     ends = np.frombuffer(fields.binary("ends", 4 * count), "<u4")
     if count and (ends[0] == 0 or (ends[1:] <= ends[:-1]).any()):
         raise FormatError(f"{place}: each JPEG must end after the one before it")
+    width, height = (fields.integer(side, high=LONGEST_SIDE) for side in ("width", "height"))
+    if width * height > MOST_PIXELS:
+        raise FormatError(f"{place}: pictures of {width}x{height}, expected at most {MOST_PIXELS} pixels")
     return StreamHeader(
-        width=fields.integer("width", high=LONGEST_SIDE),
-        height=fields.integer("height", high=LONGEST_SIDE),
+        width=width,
+        height=height,
         components=fields.integer("components", low=1, high=4),
         encoder=fields.plain("encoder"),
         ends=ends,

@@ -114,7 +114,7 @@ class State:
             if state.batch < 1 or state.position < 0 or state.position % state.batch:
                 raise ValueError(f"position {state.position} is no multiple of batch {state.batch}")
             return state
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise StateMismatchError(f"not a saved position of this version ({error}): {text[:80]!r}") from error
 
     def must_fit(self, other: State) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.record import LEVELS_PER_PIXEL, Blob, Record, dequantise
+from shards.errors import CorruptRecordError
+from shards.format import MOST_PIXELS, PIXELS_PER_BYTE
+from shards.record import LEVELS_PER_PIXEL, Frames, Record, dequantise
 
 Picture = NDArray[np.uint8]
 
@@ -120,7 +124,7 @@ def record_sheet(record: Record, columns: int = 6) -> Image.Image:
     """A page on `record`: up to `columns` frames spread over it, below each its flow to the next, in one scale."""
     count = min(columns, max(1, record.frames - 1))
     instants = [(2 * i + 1) * max(1, record.frames - 1) // (2 * count) for i in range(count)]
-    frames = [_decoded(record.rgb[instant], "RGB") for instant in instants]
+    frames = [_decoded(record.rgb, instant, "RGB", record.name) for instant in instants]
     rate = record.fps[0] / record.fps[1] if record.fps[0] and record.fps[1] else 0.0
     labels = [f"frame {instant}" + (f" · {instant / rate:.2f} s" if rate else "") for instant in instants]
     rows = [Row(pictures=frames, labels=labels)]
@@ -143,14 +147,32 @@ def record_sheet(record: Record, columns: int = 6) -> Image.Image:
 
 def _flow(record: Record, pair: int) -> NDArray[np.float32]:
     """Flow of a pair in pixels; the two levels beside zero, which still pictures flicker between, count as none."""
-    levels = [_decoded(record.flow[2 * pair + axis], "L") for axis in (0, 1)]
+    levels = [_decoded(record.flow, 2 * pair + axis, "L", record.name) for axis in (0, 1)]
     flow_px = dequantise(np.stack(levels, axis=2))
     return np.where(np.abs(flow_px) * LEVELS_PER_PIXEL <= 0.5, np.float32(0), flow_px)
 
 
-def _decoded(jpeg: Blob, mode: str) -> Picture:
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(image.convert(mode))
+def _decoded(frames: Frames, image: int, mode: str, name: str) -> Picture:
+    """A picture of a record. Raises CorruptRecordError where it is no JPEG of the size that the record says."""
+    jpeg, size = frames[image], (frames.width, frames.height)
+    try:
+        with _no_bombs(), Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
+            if opened.size != size or size[0] * size[1] > min(MOST_PIXELS, PIXELS_PER_BYTE * len(jpeg)):
+                raise CorruptRecordError(
+                    f"{name}: a picture of {opened.width}x{opened.height} in {len(jpeg)} bytes, expected"
+                    f" {size[0]}x{size[1]} by its record"
+                )
+            return np.asarray(opened.convert(mode))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorruptRecordError(f"{name}: image {image} of {len(frames)} cannot be decoded: {error}") from error
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Inside, pictures that Pillow finds suspiciously large are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _round_limit(lengths: NDArray[np.floating]) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.errors import CorruptRecordError
+from shards.format import MOST_PIXELS, PIXELS_PER_BYTE
 from shards.stream import Clip
 from stmul.arenas import Arenas
 from stmul.clips import NO_PAIR, Instants
@@ -79,6 +80,7 @@ class Encoded:
         """The clips decoded on `device` by torchvision. Raises CorruptRecordError as `decode`."""
         from torchvision.io import ImageReadMode, decode_jpeg  # takes a second: its users alone pay for it
 
+        _check_sizes(self.clips)
         placed, size = placed_in_arena(self.clips)
         decoded = Decoded(torch.empty(size, dtype=torch.uint8, device=device), placed)
         targets = [target for clip in placed for target in (*decoded.rgb_FHWC(clip), *decoded.flow_PHW(clip))]
@@ -133,8 +135,9 @@ def placed_in_arena(clips: Sequence[Clip[Instants]]) -> tuple[tuple[Placed, ...]
 def decode(clips: Sequence[Clip[Instants]], *, arenas: Arenas | None = None, pinned: bool = False) -> Decoded:
     """The clips decoded into one arena, in their order: out of `arenas`, or in new memory, pinned on request.
 
-    Raises CorruptRecordError where a JPEG is not what its record says.
+    Raises CorruptRecordError where a JPEG is not what its record says, before memory is set aside for its pixels.
     """
+    _check_sizes(clips)
     placed, size = placed_in_arena(clips)
     if arenas is not None and not pinned:
         arena = arenas.take([size])
@@ -147,10 +150,28 @@ def decode(clips: Sequence[Clip[Instants]], *, arenas: Arenas | None = None, pin
     return decoded
 
 
+def _check_sizes(clips: Sequence[Clip[Instants]]) -> None:
+    """Raises CorruptRecordError where a JPEG's own header says another size than its record, or an absurd one."""
+    for clip in clips:
+        for jpegs, place, colour in ((clip.rgb, clip.row.rgb, "RGB"), (clip.flow, clip.row.flow, "GRAY")):
+            height, width = place.height, place.width
+            for jpeg in jpegs:
+                try:
+                    found = simplejpeg.decode_jpeg_header(jpeg)[:2]  # 2 us: it looks at the header alone
+                except (ValueError, KeyError) as error:  # the latter for kinds of JPEG that it does not know
+                    named = f"{clip.row.name}: a {colour} frame of {width}x{height}"
+                    raise CorruptRecordError(f"{named}: {error}") from error
+                if found != (height, width):
+                    raise _wrong_size(clip.row.name, found, (height, width))
+                if height * width > min(MOST_PIXELS, PIXELS_PER_BYTE * len(jpeg)):
+                    raise CorruptRecordError(
+                        f"{clip.row.name}: a frame of {width}x{height} pixels in {len(jpeg)} bytes, which cannot be"
+                    )
+
+
 def _fill(target_NHWC: NDArray[np.uint8], jpegs: Sequence[memoryview], colour: str, name: str) -> None:
     for image_HWC, jpeg in zip(target_NHWC, jpegs, strict=True):
         try:
-            # Looks at the size before it writes: what is larger than its place is refused.
             shape = simplejpeg.decode_jpeg(jpeg, colorspace=colour, buffer=image_HWC).shape
         except ValueError as error:
             height, width = image_HWC.shape[:2]

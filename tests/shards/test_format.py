@@ -17,7 +17,9 @@ from shards.format import (
     CLS,
     FLOW,
     INDEX,
+    LONGEST_SIDE,
     MEMBERS,
+    MOST_PIXELS,
     RGB,
     crc32c,
     dataset_digest,
@@ -47,8 +49,9 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 @st.composite
 def streams(draw: Any, images: int, components: int) -> Frames:
     blobs = draw(st.lists(st.binary(min_size=1, max_size=9), min_size=images, max_size=images))
-    side = st.integers(0, 65535)
-    return Frames.of(blobs, width=draw(side), height=draw(side), components=components, encoder=draw(SETTINGS))
+    width = draw(st.integers(0, LONGEST_SIDE))
+    height = draw(st.integers(0, min(LONGEST_SIDE, MOST_PIXELS // max(width, 1))))
+    return Frames.of(blobs, width=width, height=height, components=components, encoder=draw(SETTINGS))
 
 
 @st.composite

@@ -200,14 +200,9 @@ def test_a_jpeg_of_another_size_than_its_record_says_is_refused(make_record, str
     rgb, flow = [bytes(base.rgb[0]), bytes(base.rgb[1])], [bytes(base.flow[0]), bytes(base.flow[1])]
     (rgb if stream == "rgb" else flow)[1] = wrong
     record = record_of(base, rgb, flow, 32, 24)
-    colour = "RGB" if stream == "rgb" else "GRAY"
     with pytest.raises(CorruptRecordError) as caught:
         decode([clip_of(record, [0, 1], np.zeros((2, 2), np.int64))])
-    if size[0] * size[1] > 24 * 32:  # it would not fit its place, and is not begun
-        assert str(caught.value).startswith(f"v_x: a {colour} frame of 32x24: ")
-        assert f"({size[0]}, {size[1]}, " in str(caught.value)
-    else:
-        assert str(caught.value) == f"v_x: a frame of {size[1]}x{size[0]} pixels, expected 32x24 by its record"
+    assert str(caught.value) == f"v_x: a frame of {size[1]}x{size[0]} pixels, expected 32x24 by its record"
 
 
 @pytest.mark.parametrize("broken", ["nothing", "text", "cut", "cut at the end", "header only"])
