@@ -40,6 +40,7 @@ from shards.whole import whole
 MAGIC = b"STMULIDX"
 VERSION, LOOSE_VERSION = 1, 2
 HEADER_SIZE = 128
+LARGEST_TABLES = 3 << 25  # bytes of one record's tables, with starts: as long as its index.msgpack may be, and half
 
 # magic, version, size of a row, records, shards; starts of labels, frames, shards, rows, names, tables, size of the
 # file; CRCs of the three columns
@@ -63,6 +64,7 @@ class Index:
         self.shards: int = fields[4]  # how many there are, empty ones too
         *self._starts, size = fields[5:12]
         self.size: int = size  # bytes of the file
+        self.head: int = self._starts[5]  # bytes before the tables
         self._column_crcs = fields[12:15]
         self._data: Blob | mmap.mmap | None = data
         self._checked: dict[int, NDArray[Any]] = {}
@@ -82,7 +84,7 @@ class Index:
         rgb = self._stream(values[15:21], tables + 8 * self._tables * (frames - 1), frames, f"row {record}, rgb table")
         return Row(
             record=record,
-            key=key.decode(),
+            key=self._text(key, record),
             label=label,
             shard=shard,
             frames=frames,
@@ -96,8 +98,27 @@ class Index:
         )
 
     def rows(self, records: Sequence[int]) -> list[Row]:
-        """The rows of several records, in their order; what they need of an index that lies afar is fetched together."""
+        """The rows of several records, in their order; what an index far away lacks is fetched together."""
         return [self.row(record) for record in records]
+
+    def tables_span(self, record: int) -> tuple[int, int]:
+        """Where in the file the tables of a record begin and end."""
+        _, frames, _, values, _ = self._fixed(record)
+        start, size = self._starts[5] + 4 * values[8], 4 * self._tables * (3 * frames - 2)
+        if start + size > self.size or size > LARGEST_TABLES:
+            raise FormatError(
+                f"{self.where}: row {record}: tables of {size} bytes at {start} of {self.size}. {_REBUILD}"
+            )
+        return start, start + size
+
+    def tables_damage(self, record: int, data: memoryview) -> CorruptRecordError | None:
+        """What is wrong with `data` as the tables of a record; None if they match their checksums."""
+        _, frames, _, values, _ = self._fixed(record)
+        middle = 8 * self._tables * (frames - 1)
+        for named, table, expected in (("flow", data[:middle], values[14]), ("rgb", data[middle:], values[20])):
+            if (found := crc32c(table)) != expected:
+                return self._corrupt(f"row {record}, {named} table", found, expected)
+        return None
 
     def labels(self) -> NDArray[np.int32]:
         """The label of every record, (N,); a view of the file."""
@@ -129,18 +150,26 @@ class Index:
         start = self._starts[3] + record * _ROW_SIZE
         row = bytes(data[start : start + _ROW_SIZE])
         values = _ROW.unpack_from(row)
-        label, frames, shard = (int(self._column(column)[record]) for column in range(3))
+        labels, all_frames, shards = self._column(0), self._column(1), self._column(2)
+        label, frames, shard = labels.item(record), all_frames.item(record), shards.item(record)
         key_start = self._starts[4] + values[0]
         key = bytes(data[key_start : key_start + values[1]]) if key_start + values[1] <= self._starts[5] else b""
         found = crc32c(_COLUMNS.pack(label, frames, shard) + row[: _ROW.size] + key)
         expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
         if found != expected:
             raise self._corrupt(f"row {record}", found, expected)
-        if shard >= self.shards or not frames:
+        if shard >= self.shards or not frames or b"/" in key or b"." in key:  # a key may become the name of a file
             raise FormatError(
-                f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}. {_REBUILD}"
+                f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}, key {key[:80]!r}."
+                f" {_REBUILD}"
             )
         return label, frames, shard, values, key
+
+    def _text(self, key: bytes, record: int) -> str:
+        try:
+            return key.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.where}: row {record}: its key {key[:80]!r} is not UTF-8. {_REBUILD}") from error
 
     def _column(self, column: int) -> NDArray[Any]:
         known = self._checked.get(column)
@@ -174,6 +203,11 @@ class Index:
 
 
 _REBUILD = "Copy the split again, or build it again: make shards"
+
+
+def head_size(records: int, names: int) -> int:
+    """Bytes of an index before its tables: of so many records, whose keys have `names` bytes together."""
+    return HEADER_SIZE + 3 * _padded(4 * records) + _padded(_ROW_SIZE * records) + _padded(names)
 
 
 def open_index(path: Path) -> Index:

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from shards.access import Access
 from shards.errors import FormatError, UnreachableError
 from shards.format import MEMBERS, Members, dataset_digest, split_digest
 from shards.index import Index, Row, index_bytes, open_index, parse_index_bytes, scan_tar
 from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, parse_manifest
+from shards.ranged import Afar, open_ranged
 from shards.stores import Range, Store
 from shards.stores.connect import is_url
 from shards.stores.files import FileStore
@@ -27,10 +29,17 @@ class Split:
     """One split of a data set, open for reading. Threads may share it; use as a context manager, or call `close`."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, *, folder: Path | None, indexes: Mapping[str, Index] | None = None
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        folder: Path | None = None,
+        afar: Afar | None = None,
+        indexes: Mapping[str, Index] | None = None,
     ) -> None:
         self.store, self.manifest = store, manifest
-        self.folder = folder  # where indexes can be mapped; None: they are read whole
+        self.folder = folder  # where indexes can be mapped
+        self._afar = afar  # where they can be read by ranges
         self._indexes = dict(indexes or {})
 
     @property
@@ -83,6 +92,8 @@ class Split:
         expected, name = self.manifest.parts[part].index, index_name(part)
         if self.folder is not None:
             index = open_index(self.folder / name)
+        elif self._afar is not None:
+            index = open_ranged(self._afar, self.manifest.parts[part], f"{self.location}/{name}")
         else:
             index = parse_index_bytes(self.store.small(name), f"{self.location}/{name}")
         if (index.size, len(index)) != (expected.size, expected.records):
@@ -93,7 +104,7 @@ class Split:
         return index
 
 
-def open_split(location: str | Path) -> Split:
+def open_split(location: str | Path, *, access: Access | None = None) -> Split:
     """The split at `location`: a folder of tar shards, an LMDB, loose files, one .tar, or a URL (http, https, s3) of
     a folder of shards or of one .tar.
 
@@ -103,7 +114,7 @@ def open_split(location: str | Path) -> Split:
     if is_url(str(location)):
         from shards.stores.remote import RemoteStore  # its connections are of no use to those who read a disk
 
-        remote = RemoteStore(str(location))
+        remote = RemoteStore(str(location), access)
         if remote.file:
             return _one_tar(remote, remote.file)
         manifest = parse_manifest(remote.small(NAME), f"{remote.location}/{NAME}")
@@ -112,7 +123,7 @@ def open_split(location: str | Path) -> Split:
                 f"{remote.location}: stored as {manifest.store}, which is read from a disk only. Serve it as tar:"
                 " stmul shards copy SOURCE FOLDER"
             )
-        return Split(remote, manifest, folder=None)
+        return Split(remote, manifest, afar=remote)
     path = Path(location)
     if path.is_file():
         if path.name == NAME:
