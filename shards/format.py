@@ -24,7 +24,7 @@ import msgpack
 import numpy as np
 
 from shards.errors import CorruptRecordError, FormatError
-from shards.fields import INT32, Fields, is_plain
+from shards.fields import INT32, Fields, is_plain, shown
 from shards.record import Blob, FlowMade, Frames, Plain, Record, Source, Table
 
 SCHEMA = 1
@@ -99,11 +99,11 @@ def key_of(name: str) -> str:
         key = "".join(_escaped(character) for character in name)
         size = len(key.encode())
     except UnicodeEncodeError as error:
-        raise FormatError(f"{name!r}: not UTF-8 text, so it cannot name a record; rename the video") from error
+        raise FormatError(f"{shown(name)}: not UTF-8 text, so it cannot name a record; rename the video") from error
     if not key:
         raise FormatError("a record needs a name; found an empty one")
     if size > LONGEST_KEY:
-        raise FormatError(f"{name!r}: {size} bytes as a key, expected at most {LONGEST_KEY}; rename the video")
+        raise FormatError(f"{shown(name)}: {size} bytes as a key, expected at most {LONGEST_KEY}; rename the video")
     return key
 
 
@@ -290,7 +290,7 @@ def _unpacked(data: Blob, place: str) -> dict[str, Any]:
         raise FormatError(f"{place}: not MessagePack as a record has it: {error}") from error
     schema = value.get("schema") if isinstance(value, dict) else None
     if type(schema) is not int or schema != SCHEMA:
-        raise FormatError(f"{place}: schema {schema!r}, this version reads {SCHEMA}; update the program")
+        raise FormatError(f"{place}: schema {shown(schema)}, this version reads {SCHEMA}; update the program")
     assert isinstance(value, dict)
     return value
 

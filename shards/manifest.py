@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from shards.errors import CorruptRecordError, FormatError
-from shards.fields import INT32, Fields
+from shards.fields import INT32, Fields, is_text, shown
 from shards.format import split_digest
 from shards.whole import whole
 
 SCHEMA = 1
 NAME = "manifest.json"
 STORES = ("tar", "lmdb", "files")
-LARGEST = 1 << 28  # bytes of a manifest
+LARGEST = 1 << 26  # bytes of a manifest: some 300,000 shards
+DEEPEST = 16  # maps and lists within each other
 
 _KEYS = ("schema", "dataset", "split", "store", "digest", "classes", "parts", "made", "check")
 _PART_KEYS = ("records", "frames", "digest", "index", "shards")
@@ -108,11 +110,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         )
     store = fields.text("store")
     if store not in STORES:
-        raise FormatError(f"{where}: store: expected one of {', '.join(STORES)}, found {store!r}")
+        raise FormatError(f"{where}: store: expected one of {', '.join(STORES)}, found {shown(store)}")
     names = tuple(tree["parts"]) if isinstance(tree["parts"], dict) else ()
     parts = {name: _part(fields.below("parts", names), name, store, where) for name in names}
     if not parts:
-        raise FormatError(f"{where}: parts: expected at least one part, found {tree['parts']!r}")
+        raise FormatError(f"{where}: parts: expected at least one part, found {shown(tree['parts'])}")
     if (digest := fields.digest("digest")) != split_digest({name: part.digest for name, part in parts.items()}):
         raise FormatError(f"{where}: digest: is not that of the parts' digests")
     if not isinstance(tree["made"], dict):
@@ -168,20 +170,43 @@ def _read(data: bytes, where: str) -> dict[str, Any]:
     def closed(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         tree = dict(pairs)
         if len(tree) != len(pairs):
-            raise ValueError(f"a key stands twice among {', '.join(sorted(key for key, _ in pairs))}")
+            raise ValueError(f"a key stands twice among {shown(sorted(key for key, _ in pairs))}")
         return tree
 
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is no number of JSON")
 
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{shown(text)} is too large a number")
+        return value
+
     try:
-        tree = json.loads(data.decode(), object_pairs_hook=closed, parse_constant=constant)
+        tree = json.loads(data.decode(), object_pairs_hook=closed, parse_constant=constant, parse_float=number)
+        _must_be_tame(tree)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not readable as JSON: {error}. Copy it again, or build the split again") from error
     if not isinstance(tree, dict) or type(tree.get("schema")) is not int or tree["schema"] != SCHEMA:
         found = tree.get("schema") if isinstance(tree, dict) else tree
-        raise FormatError(f"{where}: schema: found {found!r}, this version reads {SCHEMA}; update the program")
+        raise FormatError(f"{where}: schema: found {shown(found)}, this version reads {SCHEMA}; update the program")
     return tree
+
+
+def _must_be_tame(tree: Any) -> None:
+    """Raises ValueError for what JSON can hold and others stumble over: deep nesting, text that UTF-8 cannot write."""
+    level, depth = [tree], 0
+    while level:
+        if (depth := depth + 1) > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} maps or lists within each other")
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and not is_text(one):
+                raise ValueError(f"{shown(one)} is no text")
+        level = below
 
 
 def _part(parts: Fields, name: str, store: str, source: str) -> Part:
@@ -206,10 +231,10 @@ def _part(parts: Fields, name: str, store: str, source: str) -> Part:
     for shard, name_expected in zip_longest([shard.name for shard in shards], expected):
         if shard != name_expected:
             raise FormatError(
-                f"{where}.shards: expected {name_expected!r} in a split stored as {store}, found {shard!r}"
+                f"{where}.shards: expected {name_expected!r} in a split stored as {store}, found {shown(shard)}"
             )
     if part.index.name != index_name(name):
-        raise FormatError(f"{where}.index.name: expected {index_name(name)!r}, found {part.index.name!r}")
+        raise FormatError(f"{where}.index.name: expected {index_name(name)!r}, found {shown(part.index.name)}")
     if part.index.records != part.records or (shards and sum(shard.records for shard in shards) != part.records):
         raise FormatError(f"{where}.records: {part.records}, but its index or its shards sum up to another number")
     return part
@@ -225,10 +250,11 @@ def _file(fields: Fields) -> ShardFile:
 
 
 def _classes(names: Sequence[Any], where: str) -> tuple[str, ...]:
+    seen = set[str]()
     for label, name in enumerate(names):
-        if type(name) is not str or not name:
-            raise FormatError(f"{where}: classes[{label}]: expected a class's name, found {name!r}")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FormatError(f"{where}: classes: {twice!r} stands twice")
+        if type(name) is not str or not name or not is_text(name):
+            raise FormatError(f"{where}: classes[{label}]: expected a class's name, found {shown(name)}")
+        if name in seen:
+            raise FormatError(f"{where}: classes: {shown(name)} stands twice")
+        seen.add(name)
     return tuple(names)
