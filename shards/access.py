@@ -18,7 +18,7 @@ class Access:
     cache: Path | None = None  # a folder for whole shards; None: none, unless whole shards must be fetched
     cache_limit: int = 64 << 30  # bytes in that folder
     connections: int = 64  # requests at the same time
-    deadline: float = 120.0  # seconds without a single byte after which a read is given up
+    deadline: float = 300.0  # seconds that a server which has answered before may be gone
 
     @property
     def folder(self) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,23 +59,43 @@ def images_of(run: Run, place: StreamPlace, data: memoryview) -> list[memoryview
     return [data[start:stop] for start, stop in pairwise(edges)]
 
 
-def coalesce(wanted: Sequence[Range], gap: int) -> tuple[list[Range], list[Piece]]:
+def coalesce(wanted: Sequence[Range], gap: int, waste: float = inf) -> tuple[list[Range], list[Piece]]:
     """Reads that cover `wanted`, sorted and never overlapping, and for each wanted range its piece, in its order.
 
-    Two neighbours in a blob share a read where at most `gap` unwanted bytes lie between them.
+    Two neighbours in a blob share a read where at most `gap` unwanted bytes lie between them, the closest first, as
+    long as all that is unwanted is at most the share `waste` of what is wanted.
     """
-    reads: list[Range] = []
+    order = sorted(range(len(wanted)), key=lambda number: (wanted[number].blob, wanted[number].start))
+    reads = _joined([wanted[number] for number in order], 0)
+    between = Counter(b.start - a.stop for a, b in pairwise(reads) if a.blob == b.blob and b.start - a.stop <= gap)
+    allowed, widest = waste * sum(read.stop - read.start for read in reads), 0
+    for width in sorted(between):
+        allowed -= width * between[width]
+        if allowed < 0:
+            break
+        widest = width
+    reads = _joined(reads, widest)
     pieces: list[Piece | None] = [None] * len(wanted)
-    for number in sorted(range(len(wanted)), key=lambda number: (wanted[number].blob, wanted[number].start)):
+    read = 0
+    for number in order:
         one = wanted[number]
-        if reads and reads[-1].blob == one.blob and one.start - reads[-1].stop <= gap:
-            last = reads[-1]
-            reads[-1] = Range(last.blob, last.start, max(last.stop, one.stop))
-        else:
-            reads.append(one)
-        start = one.start - reads[-1].start
-        pieces[number] = Piece(len(reads) - 1, start, start + one.stop - one.start)
+        while reads[read].blob != one.blob or reads[read].stop < one.stop:
+            read += 1
+        start = one.start - reads[read].start
+        pieces[number] = Piece(read, start, start + one.stop - one.start)
     return reads, [piece for piece in pieces if piece is not None]
+
+
+def _joined(ranges: Sequence[Range], gap: int) -> list[Range]:
+    """`ranges`, sorted, with those joined that lie at most `gap` apart."""
+    joined: list[Range] = []
+    for one in ranges:
+        last = joined[-1] if joined else None
+        if last is not None and last.blob == one.blob and one.start - last.stop <= gap:
+            joined[-1] = Range(last.blob, last.start, max(last.stop, one.stop))
+        else:
+            joined.append(one)
+    return joined
 
 
 def cut(blobs: Sequence[Blob], pieces: Sequence[Piece]) -> list[memoryview]:

@@ -2,13 +2,15 @@
 
 Order, choice of frames and reads are decided by pure functions (`order`, `plan`, the caller's choice); here they meet
 the store. The unit of work is the sub-batch: one thread reads it in few merged reads, checks the CRC of every frame
-used and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap.
+used and hands it to the caller's `then` (decoding), so that reading and decoding of many sub-batches overlap. From afar
+reading runs further ahead than that, in threads of its own (`ahead`).
 
 A damaged frame is read once more; then its clip is an error, or left out with its place kept: never another video.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -23,6 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.ahead import Ahead, Reading, Room, at_once
 from shards.errors import CorruptRecordError, ShardError, TruncatedShardError
 from shards.format import crc32c
 from shards.index import Row, StreamPlace
@@ -44,11 +47,15 @@ class Chosen(Protocol):
 
 C = TypeVar("C", bound=Chosen)
 Task = TypeVar("Task")
+Got = TypeVar("Got")
 Out = TypeVar("Out")
 Skip = Callable[[Row, ShardError], None]  # is told of a damaged clip that is left out; may raise instead
 
 DAMAGE = (CorruptRecordError, TruncatedShardError)  # what reading again does not cure, and another clip need not have
 GRACE = 0.5  # seconds that threads have to end in; one that hangs in a read is left behind
+PATIENCE = 30.0  # seconds after which it is said what is being waited for
+
+_log = logging.getLogger("shards")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,19 +70,24 @@ class Clip(Generic[C]):
     valid: bool = True  # False: damaged and left out; there are no JPEGs
 
 
-def read_clips(split: Split, part: str, wanted: Sequence[tuple[int, int, C]]) -> list[Clip[C]]:
+def read_clips(
+    split: Split, part: str, wanted: Sequence[tuple[int, int, C]], room: Room | None = None
+) -> list[Clip[C]]:
     """The clips (position, record, chosen frames), in order, from as few reads as pay; every byte used is checked.
 
-    Raises CorruptRecordError (after one more try for the damaged frames), TruncatedShardError, UnreachableError.
+    `room` is told how many bytes they take before they are read. Raises CorruptRecordError (after one more try for the
+    damaged frames), TruncatedShardError, UnreachableError.
     """
     index, store = split.index(part), split.store
-    rows = [index.row(record) for _, record, _ in wanted]
+    rows = index.rows([record for _, record, _ in wanted])
     planned: list[tuple[Row, StreamPlace, Stream, list[Run]]] = []
     for row, (_, _, chosen) in zip(rows, wanted, strict=True):
         images = pair_images(chosen.pairs)
         planned.append((row, row.rgb, "rgb", runs(*store.place(part, row, "rgb"), row.rgb, chosen.frames)))
         planned.append((row, row.flow, "flow", runs(*store.place(part, row, "flow"), row.flow, images)))
-    reads, pieces = coalesce([run.range for *_, found in planned for run in found], store.gap)
+    reads, pieces = coalesce([run.range for *_, found in planned for run in found], store.gap, waste=store.waste)
+    if room is not None:
+        room(sum(read.stop - read.start for read in reads))
     data = iter(cut(store.fetch(reads), pieces))
     streams = iter(
         [
@@ -127,13 +139,19 @@ def cores() -> int:
 
 
 def in_order(
-    tasks: Iterable[Task], work: Callable[[Task], Out], *, threads: int, ahead: int, stop: Future[None] | None = None
+    tasks: Iterable[Task],
+    work: Callable[[Task], Out],
+    *,
+    threads: int,
+    ahead: int,
+    stop: Future[None] | None = None,
+    what: str = "",
 ) -> Iterator[Out]:
     """`work(task)` for each task, in order, done by `threads` threads at most `ahead` tasks early.
 
     Closing the iterator (or an error, or Ctrl-C) drops what has not begun and waits a moment for what has: threads are
     daemons, so that one that hangs in a read (a network folder, a server) keeps nobody from ending. Another thread ends
-    it by completing `stop`: it then stops waiting, too.
+    it by completing `stop`: it then stops waiting, too. Where nothing comes for long, that is said of `what`.
     """
     stop = stop or Future()
     todo: SimpleQueue[tuple[Future[Out], Task] | None] = SimpleQueue()
@@ -150,11 +168,11 @@ def in_order(
             waiting.append(future)
             todo.put((future, task))
             if len(waiting) > max(1, ahead):
-                if _stopped(waiting[0], stop):
+                if _stopped(waiting[0], stop, what):
                     return
                 yield waiting.popleft().result()
         while waiting:
-            if _stopped(waiting[0], stop):
+            if _stopped(waiting[0], stop, what):
                 return
             yield waiting.popleft().result()
     finally:
@@ -168,9 +186,11 @@ def in_order(
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _stopped(first: Future[Any], stop: Future[None]) -> bool:
+def _stopped(first: Future[Any], stop: Future[None], what: str) -> bool:
     """Whether all has been stopped, once `first` is done or that is so."""
-    wait((first, stop), return_when=FIRST_COMPLETED)
+    begun = time.monotonic()
+    while not wait((first, stop), timeout=PATIENCE, return_when=FIRST_COMPLETED).done:
+        _log.warning("%s: nothing for %.0f s; still waiting", what or "reading", time.monotonic() - begun)
     return stop.done()
 
 
@@ -185,10 +205,42 @@ def _serve(todo: SimpleQueue[tuple[Future[Out], Task] | None], work: Callable[[T
         del item, future, task  # a result that nobody waits for must not live on while the next is awaited
 
 
+def staged(
+    tasks: Iterable[Task],
+    read: Callable[[Task, Room], Got],
+    work: Callable[[Reading[Task, Got]], Out],
+    *,
+    threads: int,
+    ahead: int,
+    read_ahead: int,
+    stop: Future[None] | None = None,
+    what: str = "",
+) -> Iterator[Out]:
+    """What `work` makes of each task and what was read for it, in order, as `in_order` does it.
+
+    Up to `read_ahead` bytes are read before they are worked on; with 0, each thread reads what it works on.
+    """
+    far = Ahead(read_ahead) if read_ahead else None
+
+    def worked(reading: Reading[Task, Got]) -> Out:
+        try:
+            return work(reading)
+        finally:
+            reading.done()
+
+    readings = at_once(tasks, read) if far is None else far.of(tasks, read)
+    try:
+        yield from in_order(readings, worked, threads=threads, ahead=ahead, stop=stop, what=what)
+    finally:
+        if far is not None:
+            far.close()
+
+
 class TrainingStream(Generic[C, Out]):
     """The endless stream of a part's sub-batches for one rank; each is what `then` makes of its clips.
 
-    `choose(position, frames of the video)` says which frames. `state()` counts what has been *consumed*: a stream made
+    `choose(position, frames of the video)` says which frames. `read_ahead` bytes are read before they are wanted, where
+    that pays; 0: the `threads` read what they decode. `state()` counts what has been *consumed*: a stream made
     with `start=state` goes on with the very next position, whatever the threads and ranks. A damaged clip raises where
     it is asked for; with `skip` it is told to that, and its place is kept without it. Use as a context manager, or call
     `close`.
@@ -206,6 +258,7 @@ class TrainingStream(Generic[C, Out]):
         then: Callable[[list[Clip[C]]], Out],
         threads: int,
         ahead: int | None = None,
+        read_ahead: int = 0,
         start: State | None = None,
         rank: int = 0,
         world: int = 1,
@@ -220,26 +273,37 @@ class TrainingStream(Generic[C, Out]):
             self.steps = start.position // batch
         ahead = max(2, 2 * threads) if ahead is None else ahead  # sub-batches
         self._stop, self._turn = Future[None](), threading.Lock()
-        tasks = self._tasks(self.steps)
-        self._outs = in_order(tasks, self._work, threads=threads, ahead=ahead, stop=self._stop)
+        self._outs = staged(
+            self._tasks(self.steps),
+            self._read,
+            self._work,
+            threads=threads,
+            ahead=ahead,
+            read_ahead=read_ahead,
+            stop=self._stop,
+            what=f"{split.location}: {part}",
+        )
 
     def _tasks(self, step: int) -> Iterator[range]:
         while True:
             yield from sub_batches(step, batch=self.batch, sub_batch=self.sub_batch, rank=self.rank, world=self.world)
             step += 1
 
-    def _work(self, positions: range) -> Out:
+    def _wanted(self, positions: range) -> list[tuple[int, int, C]]:
         frames = self.split.index(self.part).frames()
-        wanted = []
-        for position in positions:
-            record = self.order.record(position)
-            wanted.append((position, record, self.choose(position, int(frames[record]))))
+        records = [(position, self.order.record(position)) for position in positions]
+        return [(position, record, self.choose(position, int(frames[record]))) for position, record in records]
+
+    def _read(self, positions: range, room: Room) -> list[Clip[C]]:
+        return read_clips(self.split, self.part, self._wanted(positions), room)
+
+    def _work(self, reading: Reading[range, list[Clip[C]]]) -> Out:
         try:
-            return self.then(read_clips(self.split, self.part, wanted))
+            return self.then(reading.result())
         except DAMAGE:
             if self.skip is None:
                 raise
-        return self.then([self._whole_or_blank(one, self.skip) for one in wanted])
+        return self.then([self._whole_or_blank(one, self.skip) for one in self._wanted(reading.task)])
 
     def _whole_or_blank(self, wanted: tuple[int, int, C], skip: Skip) -> Clip[C]:
         position, record, chosen = wanted

@@ -43,16 +43,16 @@ def bench(
     from rich.console import Console
 
     from configs import load
-    from shards.split import open_split
     from stmul.config import Config, own_configuration
     from stmul.figures import as_tree
+    from stmul.opening import open_shards
     from stmul.stages import choose_device
     from stmul.throughput import ended_at_once, measure
     from stmul.throughput_display import conclusion, heading, measuring, throughput_table
 
     changes = [*overrides, *([f"data.threads={threads}"] if threads else [])]
     config = load(Config, cfg, changes)
-    with ended_at_once(), open_split(location) as split, measuring(Console(stderr=True)) as say:
+    with ended_at_once(), open_shards(config.data, location) as split, measuring(Console(stderr=True)) as say:
         if cfg is None and (cfg := own_configuration(split.manifest.dataset)) is not None:
             config = load(Config, cfg, changes)
         if part not in split.manifest.parts:

@@ -63,10 +63,9 @@ def gathered(
 
 
 def _opened(config: Config) -> Split:
-    from shards.latest import latest
-    from shards.split import open_split
+    from stmul.opening import open_shards
 
-    return open_split(config.data.shards or latest(Path("data")))
+    return open_shards(config.data)
 
 
 def _on(config: Config, shards: str) -> Config:

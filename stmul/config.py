@@ -111,6 +111,14 @@ class Data(Settings):
     window: PositiveInt = 8  # shards in a window of the windowed order
     threads: NonNegativeInt = 0  # reading and decoding; 0: one for each core this process may use
     memory: PositiveInt = 2048  # MiB of decoded clips that reading may be ahead
+    access: Literal["auto", "ranges", "shards"] = (
+        "auto"  # of a URL: auto is whole shards where the cache holds them all
+    )
+    cache: str = ""  # folder for whole shards of a URL
+    cache_limit: PositiveFloat = 64.0  # GiB in it
+    read_ahead: PositiveInt = 256  # MiB of clips fetched from a URL before they are decoded
+    connections: PositiveInt = 64  # requests to a server at the same time
+    deadline: PositiveFloat = 300.0  # seconds that a server which has answered before may be gone
     decode: Literal["cpu", "gpu"] = "cpu"  # gpu: by torchvision's nvJPEG; levels differ from the CPU's by a few
     damage: Literal["fail", "skip"] = "fail"  # of training clips; skip: left out, outside all statistics, and listed
     damage_limit: PositiveInt = 20  # damaged videos after which training gives up all the same

@@ -26,13 +26,14 @@ from configs import SettingsError, load, nearest
 from shards.errors import ShardError, StateMismatchError
 from shards.index import Row
 from shards.order import steps_for
-from shards.split import Split, open_split
+from shards.split import Split
 from shards.stream import cores
 from stmul.bookmark import Counting
 from stmul.config import Config
 from stmul.decode import Loaded
 from stmul.errors import TrainingError
 from stmul.loading import Batch, batch_stream, clip_tensors, evaluation_clips, test_views, training_stream
+from stmul.opening import open_shards
 from stmul.turns import Turns
 
 Item = dict[str, Tensor]
@@ -153,7 +154,7 @@ class TrainingClips(_Clips):
 
     def _items(self) -> Iterator[Item]:
         info = get_worker_info()
-        with open_split(self.shards) as split:
+        with open_shards(self.config.data, self.shards) as split:
             counting = self._settled(split)
             (_, workers), end = self._worker(), self._begin()
             self._under_way = info is not None
@@ -240,7 +241,7 @@ class TrainingClips(_Clips):
     def _known(self) -> Counting:
         if self._counting is not None and self._saved is None:
             return self._counting
-        with open_split(self.shards) as split:
+        with open_shards(self.config.data, self.shards) as split:
             return self._settled(split)
 
     def _settled(self, split: Split) -> Counting:
@@ -325,7 +326,7 @@ class EvaluationClips(_Clips):
     def __len__(self) -> int:
         """How many videos are this rank's."""
         if self._count is None:
-            with open_split(self.shards) as split:
+            with open_shards(self.config.data, self.shards) as split:
                 self._count = len(split.index(self.part))
         rank, world = self.ranks()
         return len(range(rank, self._count, world))
@@ -333,7 +334,7 @@ class EvaluationClips(_Clips):
     def __iter__(self) -> Iterator[Item]:
         (rank, world), (worker, workers) = self.ranks(), self._worker()
         turn, turns = rank + world * worker, world * workers  # a DataLoader asks its workers in turn
-        with open_split(self.shards) as split:
+        with open_shards(self.config.data, self.shards) as split:
             clips = evaluation_clips(split, self.part, self._shared(workers), rank=turn, world=turns)
             with closing(clips):  # type: ignore[type-var]  # a generator
                 yield from map(self._item, clips)

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.ahead import Room
 from shards.draws import Draws
 from shards.order import Order, State, evaluation
 from shards.split import Split
-from shards.stream import Clip, Skip, TrainingStream, cores, in_order, read_clips
+from shards.stores.connect import is_url
+from shards.stream import Clip, Skip, TrainingStream, cores, read_clips, staged
 from stmul import clips as instants_of
 from stmul.arenas import Arenas
 from stmul.augment import View, crop_view, see_flow, see_rgb, whole_view
@@ -62,6 +64,11 @@ def reading_of(split: Split, part: str, data: Data, *, clips: int, instants: int
     held = data.memory * 2**20 // max(1, clips * instants * pixels)
     threads = max(1, min(data.threads or cores(), held))
     return Reading(threads, max(1, min(2 * threads, held - threads)))
+
+
+def bytes_ahead(split: Split, data: Data) -> int:
+    """How many bytes of clips are read before they are decoded: none of what lies near."""
+    return data.read_ahead * 2**20 if is_url(split.location) else 0
 
 
 def training_stream(
@@ -153,6 +160,7 @@ def _stream(
         then=then,
         threads=reading.threads,
         ahead=reading.ahead,
+        read_ahead=bytes_ahead(split, data),
         start=start,
         rank=rank,
         world=world,
@@ -291,12 +299,13 @@ def evaluation_clips(split: Split, part: str, config: Config, *, rank: int = 0, 
     reading = reading_of(split, part, data, clips=1, instants=settings.frames)
     then = loader(data, pinned=False)
 
-    def work(record: int) -> Loaded:
+    def read(record: int, room: Room) -> list[Clip[Instants]]:
         instants = instants_of.testing(int(frames[record]), frames=settings.frames, stack=data.stack)
-        return then(read_clips(split, part, [(record, record, instants)]))
+        return read_clips(split, part, [(record, record, instants)], room)
 
-    mine = evaluation(len(index), rank=rank, world=world)
-    return in_order(mine, work, threads=reading.threads, ahead=reading.ahead)
+    mine, far = evaluation(len(index), rank=rank, world=world), bytes_ahead(split, data)
+    threads, ahead = reading.threads, reading.ahead
+    return staged(mine, read, lambda one: then(one.result()), threads=threads, ahead=ahead, read_ahead=far)
 
 
 def test_views(config: Config, size: tuple[int, int]) -> list[tuple[View, int | None]]:

@@ -29,7 +29,10 @@ from stmul.weights import fitted
 State = Mapping[str, Tensor]
 # Settings that change nothing of what is learnt: a stopped training goes on with others.
 WITHOUT_EFFECT = {
-    "data": {"shards", "threads", "memory", "damage", "damage_limit"},
+    "data": {
+        *("shards", "threads", "memory", "damage", "damage_limit"),
+        *("access", "cache", "cache_limit", "read_ahead", "connections", "deadline"),
+    },
     "train": {"keep", "save_minutes"},
     "experiment": {"use_gpu", "gpu_id", "folder", "dataset_dir"},
 }

@@ -36,6 +36,10 @@ class Store(Protocol):
     def gap(self) -> int:
         """Bytes between two ranges of a blob under which one read is cheaper than two."""
 
+    @property
+    def waste(self) -> float:
+        """How many unwanted bytes may be read between wanted ones, as a share of these."""
+
     def small(self, name: str) -> bytes:
         """A whole small file of the split: manifest.json, train.index. UnreachableError where there is none."""
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from shards.errors import TruncatedShardError, UnreachableError
@@ -150,6 +151,7 @@ class FileStore:
     """A split as loose files, as `tar xf` of its shards would give them."""
 
     gap = GAP
+    waste = inf
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

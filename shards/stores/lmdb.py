@@ -15,6 +15,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from shards.errors import CorruptRecordError, FormatError, TruncatedShardError, UnreachableError
@@ -82,6 +83,7 @@ class LmdbStore:
     """A split in an LMDB, read only; threads and forked children may share it. `size` is data.mdb's by its manifest."""
 
     gap = GAP
+    waste = inf
 
     def __init__(self, folder: Path, size: int | None = None) -> None:
         self.folder, self._expected = folder, size

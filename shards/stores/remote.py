@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GAP = 128 * 1024  # bytes: about what a connection carries during one round trip
+WASTE = 0.08
 PART = 8 << 20  # bytes of one request where a file is read through
 PARTS_AHEAD = 4
 PATIENCE = 10.0  # seconds after which who waits says so, and what others overtook is asked for a second time
@@ -84,6 +85,7 @@ class RemoteStore:
     """
 
     gap = GAP
+    waste = WASTE
 
     def __init__(
         self, location: str, access: Access | None = None, names: Mapping[str, Sequence[str]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from shards.index import Row
@@ -17,6 +18,7 @@ class TarStore:
     """Tar shards on disk, read at offsets. `file` is the tar's name where it stands alone."""
 
     gap = GAP
+    waste = inf
 
     def __init__(self, folder: Path, file: str = "") -> None:
         self.folder, self.file = folder, file

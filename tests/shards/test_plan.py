@@ -114,3 +114,24 @@ def test_runs_hold_the_images_asked_for_and_no_others(sizes, offset, data):
 
 def test_a_stack_of_flow_pairs_is_one_run():
     assert runs("a", 1000, stream([7] * 60), np.arange(10, 30)) == [Run(10, 30, Range("a", 1070, 1210))]
+
+
+@given(wishes, gaps, st.floats(0, 2))
+def test_what_is_read_without_being_wanted_stays_under_its_share(wanted, gap, waste):
+    reads, pieces = coalesce(wanted, gap, waste)
+    needed, read = covered(wanted), covered(reads)
+    assert needed <= read
+    assert len(read) <= (1 + waste) * len(needed)
+    assert [bytes(one) for one in cut([alone(read) for read in reads], pieces)] == [alone(one) for one in wanted]
+
+
+@given(wishes, gaps, st.floats(0, 2))
+def test_the_smallest_gaps_are_closed_first(wanted, gap, waste):
+    """Every gap that was closed is smaller than every one that could have been and was not."""
+    apart, together = coalesce(wanted, 0)[0], coalesce(wanted, gap, waste)[0]
+    starts = {(one.blob, one.start) for one in together}
+    closed, left = [], []
+    for one, next_one in pairwise(apart):
+        if one.blob == next_one.blob:
+            (left if (next_one.blob, next_one.start) in starts else closed).append(next_one.start - one.stop)
+    assert max(closed, default=0) < min(left, default=SIZE)

@@ -19,8 +19,8 @@ from shards.errors import TruncatedShardError, UnreachableError
 from shards.split import open_split
 from shards.stores import Range, connect
 from shards.stores.answers import explained
-from shards.stores.connect import is_url, place_of
 from shards.stores.blocks import BLOCK
+from shards.stores.connect import is_url, place_of
 from shards.stores.remote import RemoteStore
 from shards.stream import read_clips
 
