@@ -22,12 +22,12 @@ _REASONS = {
     "Connection refused": "the host refuses the connection",
     "TimedOut": "no answer in time",
     "timed out": "no answer in time",
-    "certificate": "its certificate is not trusted",
+    "InvalidCertificate": "its certificate is not trusted",
     "parsing Path": "not a name that can be asked for",
     "URL scheme is not allowed": "the server sends elsewhere, to http:// instead of https://, which is not followed",
     "redirect": "the server sends from address to address",
 }
-_FINAL = ("certificate", "parsing Path", "URL scheme is not allowed", "redirect")
+_FINAL = ("InvalidCertificate", "parsing Path", "URL scheme is not allowed", "redirect")
 
 
 def status_of(error: Exception) -> int:
