@@ -21,6 +21,7 @@ from shards.split import Split
 from shards.stores import Range
 from shards.stores.lmdb import DATA, pages
 from shards.tar import BLOCK, Read, members
+from shards.transfer import strays
 
 CHUNK = 8 << 20  # bytes read at a time where they are only hashed
 
@@ -61,7 +62,8 @@ def problems(split: Split, progress: Progress | None = None) -> Iterator[Problem
         if found:
             return
     if split.manifest.store == "tar" and not alone and split.folder is not None:
-        yield from _strays(split, split.folder)
+        for path in strays(split.manifest, split.folder):
+            yield Problem(str(path), "is not in the manifest: left from another build; delete it")
     for name, part in split.manifest.parts.items():
         if not alone:
             yield from _file(split, part.index)
@@ -94,13 +96,6 @@ def _database(split: Split) -> Iterator[Problem]:
     else:
         if found != total:
             yield Problem(where, f"{found} values, expected {total}")
-
-
-def _strays(split: Split, folder: Path) -> Iterator[Problem]:
-    known = {shard.name for part in split.manifest.parts.values() for shard in part.shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in known:
-            yield Problem(str(path), "is not in the manifest: left from another build; delete it")
 
 
 def _file(split: Split, file: ShardFile) -> Iterator[Problem]:

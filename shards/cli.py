@@ -1,4 +1,4 @@
-"""The commands that look at shards, verify and copy them: parse, call one function, print."""
+"""The commands that look at shards, verify, copy, publish and serve them: parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ known_errors = one_line(ShardError)
 
 @click.group()
 def shards() -> None:
-    """Look at shards, verify and copy them.
+    """Look at shards, verify, copy, publish and serve them.
 
     \b
     stmul shards show data/ucf101/split1
@@ -72,13 +72,17 @@ def show(location: str, part: str | None, name: str | None, sheet: Path | None) 
 
 @shards.command()
 @click.argument("location", metavar="PATH|URL")
+@click.option("--repair", "source", metavar="SOURCE", help="Fetch what is broken from SOURCE: a copy, a folder or URL.")
 @known_errors
-def verify(location: str) -> None:
-    """Check every byte of a split and name all that is damaged.
+def verify(location: str, source: str | None) -> None:
+    """Check every byte of a split and name all that is damaged; or mend a folder from another copy of the same split.
 
     \b
     stmul shards verify data/ucf101/split1
+    stmul shards verify data/ucf101/split1 --repair https://host/ucf101/split1
     """
+    if source is not None:
+        return _repair(location, source)
     from shards.check import problems
     from shards.display import counting
     from shards.split import open_split
@@ -89,11 +93,28 @@ def verify(location: str) -> None:
             click.echo(str(problem))
             broken += 1
         records = sum(part.records for part in split.manifest.parts.values())
-        shown = split.location
+        shown, mendable = split.location, split.folder is not None and split.manifest.store == "tar"
     if broken:
         found = f"{broken} problems" if broken > 1 else "1 problem"
-        raise click.ClickException(f"{shown}: {found}. Copy or build again what is named above")
+        mend = f", or mend it from another copy of it: stmul shards verify {shown} --repair SOURCE" if mendable else ""
+        raise click.ClickException(f"{shown}: {found}. Copy or build again what is named above{mend}")
     click.echo(f"{shown}: all {records} records are whole")
+    return None
+
+
+def _repair(folder: str, source: str) -> None:
+    from shards.display import moving
+    from shards.repair import repair
+
+    with moving("look") as looked, moving("fetch") as fetched:
+        mended = repair(folder, source, looked, fetched)
+    for name, what in mended.files:
+        click.echo(f"{folder}/{name}: {what}: fetched again")
+    for name in mended.strays:
+        click.echo(f"{folder}/{name}: is not in the manifest, and left as it is: delete it")
+    count = len(mended.files)
+    done = f"{count} {'file' if count == 1 else 'files'} mended, {mended.bytes / 1e6:.1f} MB fetched"
+    click.echo(f"{folder}: {done if count else 'nothing to mend'}; every file is what the manifest says")
 
 
 @shards.command()
@@ -103,17 +124,54 @@ def verify(location: str) -> None:
 def copy(source: str, target: str) -> None:
     """Copy a split, verified on the way: DST ending in .lmdb becomes an LMDB, in .files loose files, else tar shards.
 
+    A DST of s3:// (gs://, az://) is a folder in a bucket: every file is sent and read back, the manifest last. A copy
+    of shards that was interrupted goes on where it was with the same command.
+
     \b
     stmul shards copy data/ucf101/split1 data/ucf101/split1.lmdb
     stmul shards copy s3://bucket/ucf101/split1 data/ucf101/split1
+    stmul shards copy data/ucf101/split1 s3://bucket/ucf101/split1
     """
     from shards.copy import copy_split
-    from shards.display import counting
+    from shards.display import counting, moving
+    from shards.stores.connect import is_url, place_of
 
-    with counting("copy") as progress:
-        manifest = copy_split(source, target, progress)
+    if is_url(target):
+        from shards.publish import publish
+
+        with moving("send and read back") as moved:
+            manifest = publish(source, target, moved)
+        target = place_of(target).shown
+    else:
+        with counting("copy") as progress, moving("copy") as moved:
+            manifest = copy_split(source, target, progress, moved)
     records = sum(part.records for part in manifest.parts.values())
     click.echo(f"{target}: {records} records as {manifest.store}, digest {manifest.digest[:16]}")
+
+
+@shards.command()
+@click.argument("folder", default="data", type=click.Path(path_type=Path))
+@click.option(
+    "--host", default="0.0.0.0", show_default=True, help="The address to listen at; 127.0.0.1: yourself alone."
+)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
+@known_errors
+def serve(folder: Path, host: str, port: int) -> None:
+    """Serve the splits below FOLDER over HTTP, read-only, to the other machines of a network.
+
+    \b
+    stmul shards serve data
+    stmul shards serve data --port 9000
+    """
+    from shards.serve import Server, addresses, lines
+
+    with Server(folder, host, port, say=click.echo) as server:
+        for line in lines(folder, server.listing, addresses(host, server.server_port)):
+            click.echo(line)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo(f"ended; {server.served / 1e6:.1f} MB served")
 
 
 def _find(split: Split, parts: list[str], name: str | None) -> tuple[str, Row]:

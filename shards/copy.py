@@ -1,13 +1,18 @@
-"""A split in another store: tar shards, LMDB or loose files, each from each; the same records, the same digest."""
+"""A split in another store: tar shards, LMDB or loose files, each from each; the same records, the same digest.
+
+Shards to shards go file by file, whole, and a copy that was interrupted goes on with the files it has; every other way
+goes record by record, and begins anew.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +21,17 @@ import lmdb
 from shards.errors import CorruptRecordError, ShardError
 from shards.format import MEMBERS, Members, decode, key_of, record_sha256
 from shards.index import Row
-from shards.manifest import NAME, Manifest, Part, ShardFile, parse_manifest
+from shards.manifest import NAME, Manifest, Part, ShardFile, dump_manifest, parse_manifest
 from shards.split import Split, open_split
-from shards.stores.connect import is_url
+from shards.stores.connect import is_url, place_of
 from shards.stores.lmdb import DATA, value_key
 from shards.stream import in_order
-from shards.whole import sync_folder, unwritable
+from shards.transfer import counted, difference, fetch_file, files_of
+from shards.whole import sync_folder, unwritable, whole
 from shards.writer import PartWriter, finish_part, finish_split
 
 Kind = Literal["tar", "lmdb", "files"]
-Progress = Callable[[int, int], None]  # records done, records in all
+Progress = Callable[[int, int], None]  # done, in all: records or bytes
 
 PAGE = max(4096, mmap.PAGESIZE)  # LMDB's are the machine's
 PENDING = 64 << 20  # bytes written in one transaction, which LMDB keeps in memory
@@ -38,21 +44,28 @@ def kind_of(target: Path) -> Kind:
     return kinds.get(target.suffix, "tar")
 
 
-def copy_split(source: str | Path, target: str | Path, progress: Progress | None = None) -> Manifest:
-    """Copies a split to the folder `target`, which is whole or absent; its manifest. Every record is checked.
+def copy_split(
+    source: str | Path, target: str | Path, progress: Progress | None = None, moved: Progress | None = None
+) -> Manifest:
+    """Copies a split to the folder `target`, which is whole or absent; its manifest. Every byte is checked.
 
-    Where `target` already is this very split in this store, nothing is done. `progress(done, total)` counts records.
-    Raises ShardError where `target` holds anything else, or the disk is full; what reading `source` raises.
+    Where `target` already is this very split in this store, nothing is done. `progress(done, total)` counts records,
+    `moved(done, total)` bytes where shards are copied as they are; what is whole of such a copy stays in
+    `TARGET.partial` when it is interrupted, and the next goes on from there. Raises ShardError where `target` holds
+    anything else, or the disk is full; what reading `source` raises.
     """
     if is_url(str(target)):
-        raise ShardError(f"{target}: a copy goes to a folder; bring the folder there with the tools of that service")
+        raise ShardError(f"{place_of(str(target)).shown}: expected a folder; shards.publish.publish sends to a bucket")
     path = Path(target)
     kind = kind_of(path)
     with open_split(source) as split:
         if (there := _there(path, split, kind)) is not None:
             return there
-        _room(path, split)
         partial = path.with_name(path.name + ".partial")
+        if kind == split.manifest.store == "tar" and all(file.sha256 for file in files_of(split.manifest)):
+            _move(split, partial, path, moved)
+            return split.manifest
+        _room(path, sum(_size(row) for part in split.manifest.parts for row in split.index(part)))
         try:
             _clear(partial)
             partial.mkdir(parents=True)
@@ -65,6 +78,60 @@ def copy_split(source: str | Path, target: str | Path, progress: Progress | None
                 raise unwritable(path, error) from error
             raise
         return manifest
+
+
+def _move(split: Split, partial: Path, path: Path, moved: Progress | None) -> None:
+    """Brings the files of `split`, each as it is, into `partial`, which then becomes `path`."""
+    files = files_of(split.manifest)
+    passed = counted(sum(file.size for file in files), moved)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _held(partial):
+            _tidy(partial, {file.name for file in files})
+            there = [file for file in files if not difference(partial / file.name, file)]
+            passed(sum(file.size for file in there))
+            missing = [file for file in files if file not in there]
+            _room(path, sum(file.size for file in missing))
+            for file in missing:
+                fetch_file(split.store, file, partial, passed)
+            with whole(partial / NAME) as manifest:
+                manifest.write(dump_manifest(split.manifest))
+            partial.replace(path)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Keeps other copies out of `partial`, which stays after an error only where a file in it is whole.
+
+    The lock ends with the process, however that ends.
+    """
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        except BaseException as error:
+            if not any(partial.iterdir()):
+                partial.rmdir()
+            elif isinstance(error, ShardError):
+                error.add_note(f"What is whole waits in {partial}: the same command goes on from there")
+            raise
+    except BlockingIOError:
+        raise ShardError(f"{partial}: another copy is being written there; wait for its end") from None
+    finally:
+        os.close(handle)
+
+
+def _tidy(partial: Path, names: set[str]) -> None:
+    """Takes away all that an interrupted copy left, except files with these names."""
+    for left in partial.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        elif left.name not in names or left.is_symlink():
+            left.unlink()
 
 
 def _there(path: Path, split: Split, kind: Kind) -> Manifest | None:
@@ -83,8 +150,7 @@ def _there(path: Path, split: Split, kind: Kind) -> Manifest | None:
     raise ShardError(f"{path}: exists and is no split. Give another target, or delete this one")
 
 
-def _room(path: Path, split: Split) -> None:
-    needed = sum(_size(row) for part in split.manifest.parts for row in split.index(part))
+def _room(path: Path, needed: int) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(above).free
     if free < needed:

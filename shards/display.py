@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from shards.format import MEMBERS
@@ -84,18 +92,39 @@ def record_lines(split: Split, part: str, row: Row, record: Record) -> Iterator[
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that shows a bar with rate and ETA; nothing where piped."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None, rate="")
-
-        def update(done: int, total: int) -> None:
-            speed = progress.tasks[0].speed
-            rate = f"{speed:.0f} records/s" if speed else ""
-            progress.update(task, completed=done, total=total, rate=rate)
-
+    """A function (done, total) that shows records in a bar with rate and ETA; nothing where piped."""
+    with _bar(what, MofNCompleteColumn(), lambda speed: f"{speed:.0f} records/s") as update:
         yield update
+
+
+@contextmanager
+def moving(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that shows bytes in a bar with rate and ETA; nothing where piped."""
+    with _bar(what, DownloadColumn(), lambda speed: f"{speed / 1e6:.1f} MB/s") as update:
+        yield update
+
+
+@contextmanager
+def _bar(what: str, shown: ProgressColumn, rate: Callable[[float], str]) -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears with the first thing it is told: a command may have one for each thing it may come to do."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(24), shown, TextColumn("{task.fields[rate]}"))
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    task = progress.add_task(what, total=None, rate="")
+
+    def update(done: int, total: int) -> None:
+        if progress.finished and not progress.live.is_started:
+            return
+        progress.start()
+        speed = progress.tasks[0].speed
+        progress.update(task, completed=done, total=total, rate=rate(speed) if speed else "")
+        if done >= total:
+            progress.stop()  # the next bar may begin
+
+    try:
+        yield update
+    finally:
+        progress.stop()
 
 
 def _table(*columns: str) -> Table:
