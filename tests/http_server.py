@@ -113,6 +113,7 @@ def serving(folder: Path) -> Iterator[Server]:
 def main() -> None:
     """Serves the folder named on the command line."""
     Handler.folder = Path(sys.argv[1]).resolve()
+    ThreadingHTTPServer.request_queue_size = 128  # of its 5, a sixth connection at once would wait a second
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
