@@ -1,9 +1,9 @@
 """A line with a round trip and a bandwidth in front of servers, in a process of its own: `line(ports)`.
 
-What a server sends passes, in turns of a millisecond or less a connection, through one link of so many bytes a second,
-and arrives half a round trip later; what clients send is as late and not throttled. The first bytes of a connection
-wait for the round trip of its set-up besides. Of every connection at most `WINDOW` bytes are under way. There is no loss
-and no slow start: a connection carries from its first byte on what the link and the window allow.
+What a server sends passes, in turns of a millisecond or less a connection, through one link of so many bytes a
+second, and arrives half a round trip later; what clients send is as late and not throttled. The first bytes of a
+connection wait for the round trip of its set-up besides. Of every connection at most `WINDOW` bytes are under way.
+There is no loss and no slow start: a connection carries from its first byte on what the link and the window allow.
 
 `python tests/bench/line.py PORT ...` prints the ports on which it passes those on, then obeys lines of JSON.
 """
@@ -158,9 +158,7 @@ class _Loop:
 
     def _obey(self, words: dict[str, float]) -> dict[str, float]:
         answer = asdict(
-            Carried(
-                down=self.down, up=self.up, connections=self.connections, cpu_s=time.process_time() - self.cpu
-            )
+            Carried(down=self.down, up=self.up, connections=self.connections, cpu_s=time.process_time() - self.cpu)
         )
         if "rtt_ms" in words:
             self.delay, self.rate = words["rtt_ms"] / 2000, words["mbit"] * 1e6 / 8
@@ -183,7 +181,9 @@ class _Loop:
         with suppress(BlockingIOError):
             while True:
                 own, _ = listener.accept()
-                client, other = _End(own), _End(socket.create_connection(("127.0.0.1", server)))
+                client, other = _End(own), _End(socket.socket())
+                other.own.setblocking(False)
+                other.own.connect_ex(("127.0.0.1", server))  # until it stands, nothing can be sent
                 client.out = other.into = _Way(client, other, throttled=False)
                 client.into = other.out = _Way(other, client, throttled=True)
                 client.free_at = time.monotonic() + 2 * self.delay
@@ -278,14 +278,16 @@ class _Loop:
         except BlockingIOError:
             pass
         except OSError:
-            return self._close(way.sink)
+            self._close(way.sink)
+            return
         if way.waiting:
             self._arm(way.sink)
         elif way.done:
             with suppress(OSError):
                 way.sink.own.shutdown(socket.SHUT_WR)
             if way.sink.out.done and not way.sink.out.waiting:
-                return self._close(way.sink)
+                self._close(way.sink)
+                return
         self._arm(way.source)
 
     def _close(self, end: _End) -> None:
