@@ -22,6 +22,7 @@ Room = Callable[[int], None]  # is told how many bytes are about to be read, and
 
 THREADS = 16  # tasks on their way at once: each makes dozens of requests
 LONGEST = 256  # tasks begun and not yet asked for, however small
+FIRST = 8 << 20  # bytes that may be held at first: what comes later must not keep the first batch waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,10 @@ class Ahead:
 
 
 class Budget:
-    """Bytes that may be held at a time, handed out in the order of turns 0, 1, 2, ..."""
+    """Bytes that may be held at a time, few at first, handed out in the order of turns 0, 1, 2, ..."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.held = limit, 0
+        self.limit, self.held, self.given = limit, 0, 0
         self._next = 0
         self._taken: dict[int, int] = {}
         self._changed = threading.Condition()
@@ -95,7 +96,8 @@ class Budget:
     def give(self, turn: int) -> None:
         """Takes back what `turn` has."""
         with self._changed:
-            self.held -= self._taken.pop(turn, 0)
+            size = self._taken.pop(turn, 0)
+            self.held, self.given = self.held - size, self.given + size
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -105,7 +107,8 @@ class Budget:
             self._changed.notify_all()
 
     def _may(self, turn: int, size: int) -> bool:
-        return turn == self._next and (not self.held or self.held + size <= self.limit)
+        limit = min(self.limit, FIRST + 2 * self.given)
+        return turn == self._next and (not self.held or self.held + size <= limit)
 
 
 def _any_room(size: int) -> None:

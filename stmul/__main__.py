@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import sys
 from copy import copy
 
 import click
@@ -71,5 +74,20 @@ def main() -> None:
     """
 
 
+def command() -> None:
+    """Runs `stmul` and ends the process at its end, also where a request to a server hangs."""
+    try:
+        main()
+    except SystemExit as ended:
+        hands = sys.modules.get("shards.stores.hands")
+        if hands is None or not hands.at_work(0.3):
+            raise
+        code = ended.code
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1 if code else 0)
+
+
 if __name__ == "__main__":
-    main()
+    command()

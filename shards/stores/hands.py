@@ -1,42 +1,64 @@
-"""Threads that make requests: begun when wanted, first come first served, and never in the way of an end."""
+"""Threads that make requests: begun when wanted, first come first served.
+
+They are daemons, so that one that hangs keeps nobody from going on. But a daemon that comes back from native code when
+Python has already ended aborts the process: so at its end those that are at work are waited for, as long as a request
+that stands still may last. A program in a hurry asks `at_work` and ends itself.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_Task = tuple["Future[T]", Callable[[], T]]
+LEAVE = 15.0  # seconds: longer than a connection may stand still (`connect.TIMES`)
 
 
 class Hands:
-    """At most `most` daemon threads. One that hangs in a request keeps no process from ending."""
+    """At most `most` daemon threads. With `awaited` they are those that the end of the process waits for."""
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
-        self._todo: SimpleQueue[tuple[Future[object], Callable[[], object]] | None] = SimpleQueue()
+    def __init__(self, most: int, name: str, *, awaited: bool = False) -> None:
+        self._most, self._name, self.process = most, name, os.getpid()
+        self._todo: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads = self._idle = 0
+        self._threads = 0
+        self.open = 0  # tasks begun and not done
+        self._closed = False
+        if awaited:
+            _awaited.add(self)
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
-        """What `work()` will give."""
+        """What `work()` will give; cancelled where all was closed before."""
         future: Future[T] = Future()
         with self._lock:
-            if self._idle > 0:
-                self._idle -= 1  # the thread that it is for has not taken it yet
-            elif self._threads < self._most:
+            if self._closed:
+                _cancel(future)
+                return future
+            self.open += 1
+            if self._threads < min(self._most, self.open):
                 self._threads += 1
                 threading.Thread(target=self._serve, name=self._name, daemon=True).start()
-            self._todo.put((future, work))  # type: ignore[arg-type]  # of whatever kind
+            self._todo.put((future, work))
         return future
 
     def close(self) -> None:
-        """Lets the threads go when they have done what was begun."""
+        """Gives up what was not begun; the threads go when they have done what they are at."""
         with self._lock:
+            self._closed = True
+            try:
+                while (task := self._todo.get_nowait()) is not None:
+                    _cancel(task[0])
+                    self.open -= 1
+            except Empty:
+                pass
             for _ in range(self._threads):
                 self._todo.put(None)
 
@@ -50,4 +72,26 @@ class Hands:
                     future.set_exception(error)
             del task, future, work
             with self._lock:
-                self._idle += 1
+                self.open -= 1
+
+
+def at_work(seconds: float = 0.0) -> bool:
+    """Whether some awaited thread of this process is at work after `seconds` at most; nothing new is begun from now."""
+    hands = [some for some in _awaited if some.process == os.getpid()]
+    for some in hands:
+        some.close()
+    until = time.monotonic() + seconds
+    while any(some.open for some in hands):
+        if time.monotonic() >= until:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _cancel(future: Future[Any]) -> None:
+    future.cancel()
+    future.set_running_or_notify_cancel()  # tells those who wait
+
+
+_awaited = weakref.WeakSet[Hands]()  # threads end with their process: one list for all of it
+atexit.register(at_work, LEAVE)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -165,7 +165,7 @@ class RemoteStore:
             done, _ = wait(asked, timeout=PATIENCE, return_when=until)
             for future in done:
                 number = asked.pop(future)
-                found[number] = future.result()
+                found[number] = self._got(future)
             for future in [future for future, number in asked.items() if found[number] is not None]:
                 del asked[future]
             if asked and not done:
@@ -194,16 +194,16 @@ class RemoteStore:
             ahead.append(begun.hands.begin(partial(self._part, part)))
             if len(ahead) == 1 and part.start == start:
                 try:
-                    ahead[0].result()
+                    self._got(ahead[0])
                 except WithoutRanges:
                     if start:
                         raise
                     yield from self._plain(blob)
                     return
             if len(ahead) > PARTS_AHEAD:
-                yield ahead.popleft().result()
+                yield self._got(ahead.popleft())
         while ahead:
-            yield ahead.popleft().result()
+            yield self._got(ahead.popleft())
 
     def close(self) -> None:
         """Ends reading and lets go of the connections; who waits gets ShardError; another read would begin anew."""
@@ -212,6 +212,12 @@ class RemoteStore:
         if session is not None:
             session.closed.set()
             session.hands.close()
+
+    def _got(self, future: Future[Blob]) -> Blob:
+        try:
+            return future.result()
+        except CancelledError:
+            raise ShardError(f"{self.location}: closed while it was being read") from None
 
     def _plain(self, blob: str) -> Iterator[Blob]:
         import obstore
@@ -297,7 +303,7 @@ class RemoteStore:
                 self._tell(session, f"{name}: {failure.args[0].partition(': ')[2]}", max(begun, session.last))
                 session.closed.wait(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, PATIENCE)
-        raise ShardError(f"{self.location}: closed while {name} was being read")
+        raise ShardError(f"{self.location}: closed while it was being read")
 
     def _too_late(self, session: _Session, begun: float) -> bool:
         return time.monotonic() - max(begun, session.last) > self._access.deadline
@@ -327,7 +333,7 @@ class RemoteStore:
         with self._lock:
             if self._session is None:
                 _user[:] = [os.getpid()]
-                self._session = _Session(hands=Hands(self._access.connections, "shards-remote"))
+                self._session = _Session(hands=Hands(self._access.connections, "shards-remote", awaited=True))
             return self._session
 
     def _connected(self, session: _Session, name: str) -> Connection:

@@ -413,7 +413,7 @@ class Chosen:
     pairs: np.ndarray
 
 
-def test_clips_over_http_are_those_of_the_disk_in_one_request_for_each_record(serve, split_folder):
+def test_clips_over_http_are_those_of_the_disk_in_one_request_for_each_run_of_frames(serve, split_folder):
     server = serve(split_folder)
     wanted = [(i, i, Chosen(np.array([1, 5, 9]), np.array([2, 3]))) for i in range(3)]
     with open_split(f"{server.url}/split1") as remote, open_split(split_folder / "split1") as local:
@@ -421,7 +421,7 @@ def test_clips_over_http_are_those_of_the_disk_in_one_request_for_each_record(se
         server.requests()
         over_http, on_disk = (read_clips(split, "train", wanted) for split in (remote, local))
         assert [(clip.rgb, clip.flow) for clip in over_http] == [(clip.rgb, clip.flow) for clip in on_disk]
-        assert sum(server.requests().values()) <= len(wanted)
+        assert len(wanted) <= sum(server.requests().values()) <= 4 * len(wanted)
 
 
 def test_a_url_that_is_no_split_says_what_a_split_is(serve, split_folder):
