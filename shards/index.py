@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CorruptRecordError, FormatError, ShardError, TruncatedShardError, UnreachableError
-from shards.format import CLS, MEMBERS, crc32c, decode
+from shards.format import CLS, LONGEST_HEADER, LONGEST_KEY, MEMBERS, MOST_PIXELS, crc32c, decode
 from shards.record import Blob, Record
 from shards.row import Row as Row
 from shards.row import StreamPlace as StreamPlace
@@ -40,6 +41,7 @@ from shards.whole import whole
 MAGIC = b"STMULIDX"
 VERSION, LOOSE_VERSION = 1, 2
 HEADER_SIZE = 128
+FARTHEST = 1 << 62  # bytes: where nothing begins
 LARGEST_TABLES = 3 << 25  # bytes of one record's tables, with starts: as long as its index.msgpack may be, and half
 
 # magic, version, size of a row, records, shards; starts of labels, frames, shards, rows, names, tables, size of the
@@ -51,6 +53,7 @@ _COLUMNS = struct.Struct("<iII")  # label, frames, shard
 _ROW = struct.Struct("<QI2I32sQQIQ QIHHII QIHHII")
 _ROW_SIZE = _ROW.size + 8  # CRC, four zeros
 _WORD = np.dtype("<u4")
+_KEY = re.compile(rb"[^./\\\x00-\x1f\x7f]{1,%d}" % LONGEST_KEY)  # a key may become the name of a file
 
 
 class Index:
@@ -59,7 +62,8 @@ class Index:
     def __init__(self, data: Blob | mmap.mmap, where: str) -> None:
         self.where = where
         fields = _header(bytes(data[:HEADER_SIZE]), len(data), where)
-        self._tables = 3 if fields[1] == LOOSE_VERSION else 2  # of each stream
+        self.loose = fields[1] == LOOSE_VERSION  # whether it says where each frame begins
+        self._tables = 3 if self.loose else 2  # of each stream
         self._count: int = fields[3]
         self.shards: int = fields[4]  # how many there are, empty ones too
         *self._starts, size = fields[5:12]
@@ -158,11 +162,13 @@ class Index:
         expected = int.from_bytes(row[_ROW.size : _ROW.size + 4], "little")
         if found != expected:
             raise self._corrupt(f"row {record}", found, expected)
-        if shard >= self.shards or not frames or b"/" in key or b"." in key:  # a key may become the name of a file
+        if shard >= self.shards or not frames or not _KEY.fullmatch(key):
             raise FormatError(
                 f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}, key {key[:80]!r}."
                 f" {_REBUILD}"
             )
+        if max(*values[5:7], values[9], values[15]) > FARTHEST or values[7] > LONGEST_HEADER:
+            raise FormatError(f"{self.where}: row {record}: its members lie behind the end of any shard. {_REBUILD}")
         return label, frames, shard, values, key
 
     def _text(self, key: bytes, record: int) -> str:
@@ -187,15 +193,23 @@ class Index:
         table = np.frombuffer(self._bytes(), _WORD, self._tables * count, start)
         if (found := crc32c(table.data.cast("B"))) != expected:
             raise self._corrupt(named, found, expected)
+        ends, starts = table[-2 * count : -count] if count else table, table[:count] if self._tables == 3 else None
+        last = size if starts is not None else ends.item(-1) if count else 0
+        ascending = bool((ends[1:] > ends[:-1]).all() if starts is None else (starts < ends).all())
+        if not ascending or last != size or width * height > MOST_PIXELS:
+            raise FormatError(
+                f"{self.where}: {named}: {width}x{height} pixels in {size} bytes that end at {last}, or not one behind"
+                f" the other. {_REBUILD}"
+            )
         return StreamPlace(
             offset=offset,
             size=size,
             width=width,
             height=height,
             components=components,
-            ends=table[-2 * count : -count] if count else table,
+            ends=ends,
             crcs=table[-count:] if count else table,
-            starts=table[:count] if self._tables == 3 else None,
+            starts=starts,
         )
 
     def _corrupt(self, named: str, found: int, expected: int) -> CorruptRecordError:

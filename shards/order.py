@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.draws import Draws, key_of, words
 from shards.errors import StateMismatchError
+from shards.fields import shown
 
 Positions = NDArray[np.int64]
 STATE_SCHEMA = 1
@@ -110,12 +111,14 @@ class State:
             state = cls(**fields)
             for name, kind in get_type_hints(cls).items():
                 if type(fields[name]) is not kind:
-                    raise ValueError(f"{name} {fields[name]!r}")
+                    raise ValueError(f"{name} {shown(fields[name])}")
             if state.batch < 1 or state.position < 0 or state.position % state.batch:
-                raise ValueError(f"position {state.position} is no multiple of batch {state.batch}")
+                raise ValueError(f"position {shown(state.position)} is no multiple of batch {shown(state.batch)}")
             return state
         except (ValueError, TypeError, RecursionError) as error:
-            raise StateMismatchError(f"not a saved position of this version ({error}): {text[:80]!r}") from error
+            raise StateMismatchError(
+                f"not a saved position of this version ({str(error)[:200]}): {text[:80]!r}"
+            ) from error
 
     def must_fit(self, other: State) -> None:
         """Raises StateMismatchError, naming both values, where `other` (what is to be resumed now) differs."""

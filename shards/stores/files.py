@@ -113,21 +113,26 @@ class Folder:
             os.close(self._open.pop(name).handle)
 
     def _read(self, handle: int, wanted: Range) -> bytes:
-        size, parts, start = wanted.stop - wanted.start, list[bytes](), wanted.start
-        while start < wanted.stop:
-            try:
+        parts, start = list[bytes](), wanted.start
+        try:
+            there = os.fstat(handle).st_size
+            if wanted.stop > there:  # before memory is set aside for what is not there
+                raise self._cut(wanted, max(0, there - start))
+            while start < wanted.stop:
                 part = os.pread(handle, wanted.stop - start, start)
-            except OSError as error:
-                raise self._unreachable(wanted.blob, error) from error
-            if not part:
-                raise TruncatedShardError(
-                    f"{self.path / wanted.blob}: expected {size} bytes at {wanted.start}, found {start - wanted.start}:"
-                    " the file was cut. Copy or build it again; find all damage with: stmul shards verify"
-                    f" {self.path}"
-                )
-            parts.append(part)
-            start += len(part)
+                if not part:
+                    raise self._cut(wanted, start - wanted.start)
+                parts.append(part)
+                start += len(part)
+        except OSError as error:
+            raise self._unreachable(wanted.blob, error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _cut(self, wanted: Range, found: int) -> TruncatedShardError:
+        return TruncatedShardError(
+            f"{self.path / wanted.blob}: expected {wanted.stop - wanted.start} bytes at {wanted.start}, found {found}:"
+            f" the file was cut. Copy or build it again; find all damage with: stmul shards verify {self.path}"
+        )
 
     def _unreachable(self, name: str, error: OSError) -> UnreachableError:
         return UnreachableError(

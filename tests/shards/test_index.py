@@ -29,21 +29,22 @@ from shards.manifest import Manifest
 from shards.split import open_split
 
 U32 = st.integers(0, 2**32 - 1)
-U64 = st.integers(0, 2**64 - 1)
+OFFSETS = st.integers(0, 2**62)
 U16 = st.integers(0, 2**16 - 1)
 
 
 @st.composite
 def places(draw: Any, images: int) -> StreamPlace:
-    table = st.lists(U32, min_size=images, max_size=images).map(lambda values: np.array(values, np.uint32))
+    ends = sorted(draw(st.lists(st.integers(1, 2**32 - 1), min_size=images, max_size=images, unique=True)))
+    crcs = draw(st.lists(U32, min_size=images, max_size=images))
     return StreamPlace(
-        offset=draw(U64),
-        size=draw(U32),
-        width=draw(U16),
-        height=draw(U16),
+        offset=draw(OFFSETS),
+        size=ends[-1] if ends else 0,
+        width=draw(st.integers(0, 8192)),
+        height=draw(st.integers(0, 4096)),
         components=draw(U32),
-        ends=draw(table),
-        crcs=draw(table),
+        ends=np.array(ends, np.uint32),
+        crcs=np.array(crcs, np.uint32),
     )
 
 
@@ -62,9 +63,9 @@ def parts(draw: Any) -> list[Row]:
                 frames=frames,
                 sha256=draw(st.binary(min_size=32, max_size=32)),
                 fps=(draw(U32), draw(U32)),
-                cls_offset=draw(U64),
-                header_offset=draw(U64),
-                header_size=draw(U32),
+                cls_offset=draw(OFFSETS),
+                header_offset=draw(OFFSETS),
+                header_size=draw(st.integers(0, 2**26)),
                 flow=draw(places(2 * (frames - 1))),
                 rgb=draw(places(frames)),
             )
