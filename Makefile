@@ -5,9 +5,11 @@ STMUL := $(BIN)/stmul
 SPLIT ?= 1
 option = $(if $($(1)),$(2) "$($(1))")
 setting = $(if $($(1)),--set "$(2)=$($(1))")
+# As option, but only from make's own command line: some shells export a HOST of theirs.
+said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb train evaluate report test tests check lint types bench bench-network
+.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-network
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +53,9 @@ shards: setup  ## videos -> tar shards of SPLIT (DATASET= DATA= FLOW= FLOW_SCALE
 
 lmdb: setup  ## the shards built last (or SHARDS=) as an LMDB beside them
 	@from="$(SHARDS)"; from="$${from:-$$($(STMUL) shards latest)}" && $(STMUL) shards copy "$$from" "$$from.lmdb"
+
+serve: setup  ## serve the splits below data (or SERVE=) to the network, read-only (HOST= PORT=)
+	$(STMUL) shards serve "$(or $(SERVE),data)" $(call said,HOST,--host) $(call said,PORT,--port) $(ARGS)
 
 train: setup  ## train on the shards built last, or SHARDS=
 	$(STMUL) train $(call option,CONFIG,-c) $(call setting,SHARDS,data.shards) $(call setting,STAGES,train.stages) $(ARGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.errors import ShardError
 from shards.manifest import NAME, Manifest, dump_manifest, parse_manifest
 from shards.split import Split, open_split
-from shards.stores.connect import is_url
+from shards.stores.connect import is_url, place_of
 from shards.transfer import counted, difference, fetch_file, files_of, strays
 from shards.whole import whole
 
@@ -39,7 +39,8 @@ def repair(
     where `source` is damaged at a file that is wanted.
     """
     if is_url(str(folder)):
-        raise ShardError(f"{folder}: only a folder is repaired. Delete its {NAME}, and copy the split there again")
+        shown = place_of(str(folder)).shown
+        raise ShardError(f"{shown}: only a folder is repaired. Delete its {NAME}, and copy the split there again")
     path = Path(folder)
     if not path.is_dir():
         raise ShardError(f"{path}: no such folder; get the whole split with: stmul shards copy SOURCE {path}")

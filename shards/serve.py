@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote, unquote
 
+from shards.conditions import Found, condition, fresh, span
 from shards.errors import ShardError
 from shards.manifest import NAME
 
@@ -34,16 +34,6 @@ DEEPEST = 3  # folders below the one that is served in which splits are looked f
 
 _SERVED = re.compile(r"manifest\.json|.+\.(index|tar)")
 _WRITING = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """An open file as it is at this moment."""
-
-    file: BinaryIO
-    size: int  # bytes
-    etag: str
-    modified: int  # seconds since 1970
 
 
 class Server(ThreadingHTTPServer):
@@ -77,7 +67,8 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
-            os.close(self.root)
+            if self.root >= 0:
+                os.close(self.root)
             reason = getattr(error, "strerror", None) or str(error)
             raise ShardError(f"{host}, port {port}: cannot be served from: {reason}. Try another --port") from error
 
@@ -144,7 +135,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """One connection: its requests, one after the other."""
 
-    protocol_version = "HTTP/1.1"
+    protocol_version, default_request_version = "HTTP/1.1", "HTTP/1.0"
     server_version, sys_version = "stmul", ""
     disable_nagle_algorithm = True
     wbufsize = 1 << 16  # head and small answers leave together
@@ -194,7 +185,11 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(found)
 
     def _send(self, found: Found) -> None:
-        headers = {"ETag": found.etag, "Last-Modified": _date(found.modified), "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": found.etag,
+            "Last-Modified": formatdate(found.modified, usegmt=True),
+            "Accept-Ranges": "bytes",
+        }
         status = condition(found, self._header)
         start, stop = 0, found.size
         if status == 200 and self.command == "GET":
@@ -268,47 +263,6 @@ def opened(root: int, path: str) -> Found | None:
     )
 
 
-def condition(found: Found, header: Any) -> int:
-    """200, 304 or 412: what the conditions of a request come to, in the order of RFC 9110, 13.2.2."""
-    if (match := header("If-Match")) is not None:
-        if not _listed(found.etag, match, weak=False):
-            return 412
-    elif (since := _time(header("If-Unmodified-Since"))) is not None and found.modified > since:
-        return 412
-    if (match := header("If-None-Match")) is not None:
-        return 304 if _listed(found.etag, match, weak=True) else 200
-    since = _time(header("If-Modified-Since"))
-    return 304 if since is not None and found.modified <= since else 200
-
-
-def fresh(found: Found, value: str | None) -> bool:
-    """Whether a range may be answered, by If-Range: without it, with this very ETag, or with this very date.
-
-    A date counts only once it lies a while back: a file can change twice within its second.
-    """
-    if value is None or value.startswith(('"', "W/")):
-        return value is None or value == found.etag
-    return _time(value) == found.modified and found.modified + 60 < time.time()
-
-
-def span(value: str | None, size: int) -> tuple[int, int] | None:
-    """Start and stop of the bytes that a Range header asks for out of `size`; nothing where it is to be passed over.
-
-    (0, 0) where no byte of it is there: 416.
-    """
-    asked = re.fullmatch(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", value or "", re.IGNORECASE)
-    if asked is None or not (asked[1] or asked[2]):
-        return None
-    first, last = _number(asked[1]), _number(asked[2])
-    if not asked[1]:
-        if not last or not size:
-            return (0, 0) if not last else None
-        return max(0, size - last), size
-    if asked[2] and last < first:
-        return None
-    return (first, min(last + 1, size) if asked[2] else size) if first < size else (0, 0)
-
-
 def listing(folder: Path) -> str:
     """The splits below `folder`, a line each: where they stand below the server's address."""
     found = [""] if (folder / NAME).is_file() else []
@@ -350,25 +304,3 @@ def lines(folder: Path, splits: str, urls: list[str]) -> list[str]:
         if not any(re.match(r"http://(127\.|localhost|\[::1\])", url) for url in urls)
         else "readers   this machine alone; Ctrl-C ends it",
     ]
-
-
-def _listed(etag: str, value: str, *, weak: bool) -> bool:
-    tags = re.findall(r'(W/)?("[^"]*")', value)
-    return value.strip() == "*" or any(tag == etag and (weak or not mark) for mark, tag in tags)
-
-
-def _number(digits: str) -> int:
-    """A number, or one larger than any file: digits without end are not worth reading."""
-    digits = digits.lstrip("0")
-    return int(digits or "0") if len(digits) < 19 else 10**19
-
-
-def _time(value: str | None) -> int | None:
-    try:
-        return None if value is None else int(parsedate_to_datetime(value).timestamp())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-
-
-def _date(seconds: int) -> str:
-    return formatdate(seconds, usegmt=True)

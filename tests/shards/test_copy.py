@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from shards.check import problems
 from shards.copy import copy_split, kind_of
 from shards.errors import CorruptRecordError, ShardError
 from shards.format import Members, encode, key_of
-from shards.manifest import Manifest
+from shards.manifest import Manifest, ShardFile
 from shards.record import Record
 from shards.split import open_split
 from shards.writer import write_split
@@ -121,7 +122,7 @@ def test_an_empty_folder_is_filled_and_a_broken_copy_begun_anew(source: Path, tm
     assert not (tmp_path / "x.lmdb.partial").exists()
 
 
-@pytest.mark.parametrize("target", ["x.lmdb", "x.files", "x"])
+@pytest.mark.parametrize("target", ["x.lmdb", "x.files"])
 def test_a_damaged_source_leaves_nothing(source: Path, tmp_path: Path, target: str) -> None:
     shutil.copytree(source, tmp_path / "source")
     path = tmp_path / "source" / "train-000002.tar"
@@ -139,7 +140,7 @@ def test_a_stopped_copy_leaves_nothing(source: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    for target in ("x.lmdb", "x.files", "x"):
+    for target in ("x.lmdb", "x.files"):
         with pytest.raises(KeyboardInterrupt):
             copy_split(source, tmp_path / target, stop)
     assert not list(tmp_path.iterdir())
@@ -156,5 +157,110 @@ def test_too_little_room_is_seen_before_anything_is_written(
 
 
 def test_a_url_is_no_target(source: Path) -> None:
-    with pytest.raises(ShardError, match="a copy goes to a folder"):
+    with pytest.raises(ShardError, match="s3://bucket/split1: expected a folder"):
         copy_split(source, "s3://bucket/split1")
+
+
+# Shards to shards: file by file
+
+
+def test_shards_are_copied_as_they_are_and_their_bytes_counted(source: Path, tmp_path: Path) -> None:
+    counted: list[tuple[int, int]] = []
+    copy_split(source, tmp_path / "x", moved=lambda done, total: counted.append((done, total)))
+    assert contents(tmp_path / "x") == contents(source)
+    total = sum(len(data) for name, data in contents(source).items() if name != "manifest.json")
+    assert counted[-1] == (total, total)
+    assert [done for done, _ in counted] == sorted(done for done, _ in counted)
+
+
+@pytest.mark.parametrize("stop", range(7))
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ShardError])
+def test_an_interrupted_copy_of_shards_goes_on_with_the_files_it_has(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, kind: type[BaseException]
+) -> None:
+    fetch, fetched = copy.fetch_file, list[str]()
+
+    def breaking(store: Any, file: ShardFile, folder: Path, passed: Any = None) -> None:
+        if len(fetched) == stop:
+            (folder / f"{file.name}.partial").write_bytes(b"half")  # as a kill leaves it
+            raise kind("stop")
+        fetch(store, file, folder, passed)
+        fetched.append(file.name)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(copy, "fetch_file", breaking)
+        with pytest.raises(kind) as caught:
+            copy_split(source, tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.partial"]
+    if kind is ShardError:
+        assert caught.value.__notes__ == [
+            f"What is whole waits in {tmp_path / 'x'}.partial: the same command goes on from there"
+        ]
+    again = list[str]()
+    monkeypatch.setattr(copy, "fetch_file", lambda *all: again.append(all[1].name) or fetch(*all))
+    copy_split(source, tmp_path / "x")
+    assert set(fetched) & set(again) == set()
+    assert contents(tmp_path / "x") == contents(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_waits_is_used_only_where_it_is_whole(source: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "x.partial"
+    shutil.copytree(source, partial)
+    data = bytearray((partial / "train-000000.tar").read_bytes())
+    data[3000] ^= 1
+    (partial / "train-000000.tar").write_bytes(data)
+    (partial / "train-000002.tar").write_bytes(b"short")
+    (partial / "train-000077.tar").write_bytes(b"of another split")
+    (partial / "folder").mkdir()
+    (partial / "test.index").unlink()
+    (partial / "test.index").symlink_to(source / "test.index")
+    copy_split(source, tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(source)
+    assert not (tmp_path / "x" / "test.index").is_symlink()
+
+
+def test_a_damaged_shard_is_never_copied_and_named(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    path = tmp_path / "source" / "train-000002.tar"
+    data = bytearray(path.read_bytes())
+    for damaged in (data[:-1], data + b"x", data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptRecordError, match=r"/source/train-000002\.tar: .*, but its manifest says \d+ bytes"):
+            copy_split(tmp_path / "source", tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+        assert not (tmp_path / "x.partial" / "train-000002.tar").exists()
+
+
+def test_two_copies_to_one_place_do_not_meet(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "theirs").write_bytes(b"of the other")
+    with copy._held(tmp_path / "x.partial"), pytest.raises(ShardError, match="another copy is being written there"):
+        copy_split(source, tmp_path / "x")
+    assert contents(tmp_path / "x.partial") == {"theirs": b"of the other"}
+    copy_split(source, tmp_path / "x")
+
+
+def test_only_what_is_missing_needs_room(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    shutil.copytree(source, tmp_path / "x.partial")
+    monkeypatch.setattr(copy.shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    copy_split(source, tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(source)
+
+
+def test_a_copy_from_afar_that_was_interrupted_asks_for_the_rest_alone(
+    source: Path, tmp_path: Path, serve: Callable[[Path], Any]
+) -> None:
+    server = serve(source)
+    (tmp_path / "x.partial").mkdir()
+    for name in ("train-000000.tar", "train-000001.tar", "test.index"):
+        shutil.copy(source / name, tmp_path / "x.partial")
+    server.requests()
+    copy_split(server.url, tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(source)
+    assert server.requests().keys() == {"manifest.json", *contents(source)} - {
+        "train-000000.tar",
+        "train-000001.tar",
+        "test.index",
+    }

@@ -120,6 +120,26 @@ def test_verify_names_each_damage_and_ends_with_one(damaged):
     assert output.splitlines()[-1].startswith(f"Error: {folder}: 2 problems")  # the record, and its shard's SHA-256
 
 
+def test_verify_says_how_to_mend_what_it_names(damaged):
+    folder, _ = damaged
+    command = f"stmul shards verify {folder} --repair SOURCE"
+    assert run("verify", folder, code=1).strip().endswith(command)
+
+
+def test_repair_says_what_it_mended_and_verify_is_clean_then(damaged, folder):
+    broken, _ = damaged
+    (broken / "train-000009.tar").write_bytes(b"left")
+    (broken / "manifest.json").unlink()
+    output = run("verify", broken, "--repair", folder)
+    assert ".tar: SHA-256 " in output
+    assert f"{broken}/manifest.json: is missing: fetched again" in output
+    assert f"{broken}/train-000009.tar: is not in the manifest, and left as it is: delete it" in output
+    assert output.splitlines()[-1].startswith(f"{broken}: 2 files mended, 0.")
+    (broken / "train-000009.tar").unlink()
+    assert run("verify", broken) == f"{broken}: all 9 records are whole\n"
+    assert run("verify", broken, "--repair", folder).startswith(f"{broken}: nothing to mend")
+
+
 def test_copy_refuses_damage_and_leaves_nothing(damaged, tmp_path):
     folder, name = damaged
     assert name in run("copy", folder, tmp_path / "out.lmdb", code=1)
@@ -138,7 +158,9 @@ def test_copy_refuses_damage_and_leaves_nothing(damaged, tmp_path):
             "no record 'v_tran_1' among 9 of test, train; did you mean v_train_1?",
         ),
         (["show", "SPLIT", "--sheet", "/nowhere/out.png"], "Error: /nowhere/out.png: cannot be written: No such file"),
-        (["copy", "SPLIT", "s3://bucket/split1"], "a copy goes to a folder"),
+        (["copy", "SPLIT", "https://user:secret@host/split1"], "https://host/split1: a web server takes no files"),
+        (["verify", "nowhere", "--repair", "SPLIT"], "Error: nowhere: no such folder; get the whole split with"),
+        (["serve", "nowhere"], "Error: nowhere: cannot be served: No such file"),
         (["show", "pipe:id"], "not a kind of location that is read"),
         (["show", "ftp://user:secret@host/split1"], "Error: ftp://host/split1: not a kind of location"),
     ],
@@ -173,7 +195,23 @@ def test_work_shows_its_rate_on_a_terminal_and_nothing_where_piped(monkeypatch):
         assert ("3/3" in file.getvalue()) is terminal
 
 
-@pytest.mark.parametrize("command", ["show", "verify", "copy"])
+def test_bytes_show_their_rate_and_one_bar_follows_another(monkeypatch):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    monkeypatch.setattr(display, "Console", lambda **_: console)
+    with display.moving("look") as looked, display.moving("fetch") as fetched, display.counting("never") as _:
+        for progress in (looked, fetched):
+            for done in range(0, 3_000_001, 500_000):
+                progress(done, 3_000_000)
+    shown = file.getvalue()
+    assert "3.0/3.0 MB" in shown
+    assert "MB/s" in shown
+    assert "look" in shown
+    assert "fetch" in shown
+    assert "never" not in shown
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "copy", "serve"])
 def test_every_command_has_a_sentence_and_an_example(command):
     told = CliRunner().invoke(main, ["shards", command, "--help"]).output
     assert f"stmul shards {command} " in told.split("Options:")[0].split("\n\n", 2)[2]
