@@ -26,6 +26,7 @@ from shards.manifest import Manifest, ShardFile
 from shards.publish import publish
 from shards.split import open_split
 from shards.stores import bucket as bucket_module
+from tests.seaweedfs import OWNER, READER, Keys, Weed
 
 NOTES = "manifest.json.partial"
 
@@ -314,3 +315,65 @@ main(["shards", "copy", {str(source)!r}, "s3://{bucket.name}/x"])
     assert "x/manifest.json" not in there
     publish(source, f"s3://{bucket.name}/x")
     assert json.loads(contents(bucket)["x/manifest.json"])["dataset"] == "drawn"
+
+
+# A server that checks keys
+
+
+@pytest.fixture
+def signed(weed: Weed, aws: Callable[..., None]) -> Callable[[Keys], None]:
+    """A function that signs in to the real server with some keys."""
+
+    def sign_in(keys: Keys) -> None:
+        aws(
+            AWS_ENDPOINT_URL=weed.url,
+            AWS_ACCESS_KEY_ID=keys.id,
+            AWS_SECRET_ACCESS_KEY=keys.secret,
+            AWS_REGION="us-east-1",
+        )
+
+    return sign_in
+
+
+def kept(weed: Weed, prefix: str) -> dict[str, bytes]:
+    client = weed.client()
+    found = client.list_objects_v2(Bucket="videos", Prefix=prefix).get("Contents", [])
+    return {one["Key"]: client.get_object(Bucket="videos", Key=one["Key"])["Body"].read() for one in found}
+
+
+def test_a_real_server_keeps_what_is_published_in_parts_and_goes_on_after_damage(
+    large: Path, weed: Weed, signed: Callable[[Keys], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed(OWNER)
+    monkeypatch.setattr(bucket_module, "PART", 5 << 20)
+    for name, data in files(large).items():
+        (tmp_path / name).write_bytes(data)
+    with (tmp_path / "train-000000.tar").open("r+b") as file:
+        file.seek(-20_000, os.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(CorruptRecordError, match=r"train-000000\.tar: SHA-256"):
+        publish(tmp_path, "s3://videos/published")
+    assert not {"published/train-000000.tar", "published/manifest.json"} & kept(weed, "published/").keys()
+    assert not weed.client().list_multipart_uploads(Bucket="videos").get("Uploads")
+    publish(large, "s3://videos/published")
+    assert kept(weed, "published/") == files(large, "published/")
+    with open_split("s3://videos/published") as split:
+        assert not list(problems(split))
+
+
+@pytest.mark.parametrize(
+    ("keys", "bucket", "told"),
+    [
+        (READER, "videos", r"no permission \(403\): the request was signed with what boto3 found \(env"),
+        (Keys("AKIDOWNER", "wrong-secret-word"), "videos", r"no permission \(403\): the request was signed"),
+        (OWNER, "nobucket", "no such bucket"),
+    ],
+)
+def test_a_real_server_that_refuses_is_told_with_what_to_do(
+    source: Path, weed: Weed, signed: Callable[[Keys], None], keys: Keys, bucket: str, told: str
+) -> None:
+    signed(keys)
+    with pytest.raises(UnreachableError, match=told) as caught:
+        publish(source, f"s3://{bucket}/refused")
+    assert keys.secret not in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert not kept(weed, "refused/")
