@@ -7,6 +7,7 @@ both     what is kept is read there; the rest by ranges at once, while one shard
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, InvalidStateError, wait
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -65,6 +66,11 @@ class CachedStore:
     def gap(self) -> int:
         """Bytes between two ranges of a blob under which one read is cheaper than two."""
         return GAP if self._mode == "shards" else self._remote.gap
+
+    @property
+    def waste(self) -> float:
+        """How many unwanted bytes may be read between wanted ones, as a share of these."""
+        return self._remote.waste
 
     def small(self, name: str) -> bytes:
         """A whole small file, as it is there now."""
@@ -149,13 +155,17 @@ class CachedStore:
 
     def close(self) -> None:
         """Ends reading; what is half downloaded stays for the next. Who waits gets ShardError."""
-        self._ended = True
+        self.stop()
         with suppress(InvalidStateError):  # closed before
             self._closed.set_result(None)
         self._later.end()
         self._hands.close()
         self._remote.close()
         self._later.join()
+
+    def stop(self) -> None:
+        """Tells downloads to end. Also called when the process ends, which waits for threads that are in obstore."""
+        self._ended = True
 
     def forked(self) -> None:
         """Called in a child: threads are not here any more, and what they locked may be locked for ever."""
@@ -202,16 +212,19 @@ class CachedStore:
     def _source(self, blob: str, start: int) -> Iterator[Blob]:
         """The bytes of a blob from `start` on; without ranges they all come, and the first ones are passed over."""
         try:
-            for part in self._remote.whole(blob, start):
-                yield part
-                start += len(part)
-            return
-        except WithoutRanges:
-            self._go_without_ranges()
-        for part in self._remote.whole(blob):
-            if start < len(part):
-                yield memoryview(part)[start:]
-            start = max(0, start - len(part))
+            try:
+                for part in self._remote.whole(blob, start):
+                    yield part
+                    start += len(part)
+                return
+            except WithoutRanges:
+                self._go_without_ranges()
+            for part in self._remote.whole(blob):
+                if start < len(part):
+                    yield memoryview(part)[start:]
+                start = max(0, start - len(part))
+        except CancelledError:
+            raise self._closed_meanwhile() from None
 
     def _forget(self, blob: str) -> None:
         """Drops what is kept of a blob, unless it is known to be what was published."""
@@ -260,9 +273,12 @@ class CachedStore:
     def _result(self, future: Future[list[Blob]]) -> list[Blob]:
         either: list[Future[Any]] = [future, self._closed]
         wait(either, return_when=FIRST_COMPLETED)
-        if not future.done():
-            raise ShardError(f"{self.location}: closed while it was being read")
+        if not future.done() or future.cancelled():
+            raise self._closed_meanwhile()
         return future.result()
+
+    def _closed_meanwhile(self) -> ShardError:
+        return ShardError(f"{self.location}: closed while it was being read")
 
 
 def _read(held: Held, ranges: Sequence[Range]) -> list[Blob] | None:
@@ -299,4 +315,10 @@ def _forked() -> None:
         store.forked()
 
 
+def _ending() -> None:
+    for store in list(_stores):
+        store.stop()
+
+
 os.register_at_fork(after_in_child=_forked)
+atexit.register(_ending)
