@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shards.access import Access
     from shards.check import Problem, problems
     from shards.copy import copy_split
     from shards.errors import (
+        ChangedError,
         CorruptRecordError,
         FormatError,
         ShardError,
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from shards.writer import write_split
 
 _PLACES = {
+    "access": ("Access",),
     "check": ("Problem", "problems"),
     "copy": ("copy_split",),
     "errors": (
+        "ChangedError",
         "CorruptRecordError",
         "FormatError",
         "ShardError",
@@ -46,9 +50,11 @@ _PLACES = {
 _MODULE = {name: f"shards.{module}" for module, names in _PLACES.items() for name in names}
 
 __all__ = [  # noqa: RUF022  # by module, as above
+    "Access",
     "Problem",
     "problems",
     "copy_split",
+    "ChangedError",
     "CorruptRecordError",
     "FormatError",
     "ShardError",
