@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 KINDS = ("disk", "web", "s3")
 SETTINGS = [
     "network={appearance: {depth: 18, width: 8}, motion: {depth: 18, width: 8, dropout: 0.5}}",
-    "data={crop: 32, frames: 2, stack: 4, stride: [2, 4], threads: 2}",
-    "train={stages: scratch, batch: 4, sub_batch: 2, joint: {epochs: 2, rates: [0.01]},"
+    "data={crop: 32, frames: 2, stack: 4, stride: [2, 4], threads: 2, read_ahead: 1}",
+    "train={stages: scratch, batch: 4, sub_batch: 2, joint: {epochs: 1, rates: [0.01]},"
     " appearance: {epochs: 1, rates: [0.01]}, motion: {epochs: 1, rates: [0.01]}}",
     "evaluate={frames: 2}",
     "experiment.use_gpu='no'",
@@ -33,7 +33,7 @@ SETTINGS = [
 def locations(weed, nginx, tmp_path_factory, make_split) -> dict[str, str]:
     """Where the same split lies, by kind of place."""
     folder = tmp_path_factory.mktemp("split") / "split1"
-    make_split(folder, train=10, test=5, width=48, height=40, frames=14)
+    make_split(folder, train=6, test=3, width=48, height=40, frames=14)
     shutil.copytree(folder, nginx.folder / "trained" / "split1")
     web = nginx.at("private").replace("//", "//reader:secret@")
     s3 = weed.upload(folder, "videos", "trained/split1")
@@ -54,9 +54,9 @@ def profile(weed, tmp_path_factory) -> dict[str, str]:
 def drawn(split, config, stage):
     """All that is drawn from a split for a stage, as tensors: decoded clips, batches, evaluation's clips."""
     with training_stream(split, config, stage, pinned=False) as stream:
-        decoded = [loaded.to(CPU) for _ in range(4) for loaded in stream.step()]
+        decoded = [loaded.to(CPU) for _ in range(3) for loaded in stream.step()]
     with batch_stream(split, config, stage, device=CPU) as stream:
-        batches = [make() for _ in range(4) for make in stream.step()]
+        batches = [make() for _ in range(3) for make in stream.step()]
     tested = [loaded.to(CPU) for loaded in evaluation_clips(split, "test", config)]
     tensors = [one.arena for one in (*decoded, *tested)]
     for batch in batches:
@@ -73,7 +73,7 @@ def test_batches_are_the_same_bytes_from_everywhere(locations, profile, aws, sta
         with open_split(locations[kind]) as split:
             found[kind] = drawn(split, config, stage)
     tensors, positions, batched = found["disk"]
-    assert len(tensors) > 16
+    assert len(tensors) > 12
     for kind in ("web", "s3"):
         assert found[kind][1:] == (positions, batched)
         for here, there in zip(tensors, found[kind][0], strict=True):
@@ -95,7 +95,10 @@ def trained(locations, profile, tmp_path_factory) -> dict[str, tuple[Path, str]]
                 shards = ["--set", f"data.shards={location}"]
                 settings = [word for setting in SETTINGS for word in ("--set", setting)]
                 told = ""
-                for words in (["train", *settings, *shards], ["test", *(shards if kind == "web" else [])]):
+                # The run does not know the password: whoever tests gives the address again. One test is enough: drawing
+                # its page takes longer than the training.
+                tests = {"disk": [["test"]], "web": [["test", *shards]], "s3": []}[kind]
+                for words in (["train", *settings, *shards], *tests):
                     ended = commands.run(folder, words)
                     assert ended.code == 0, ended.output
                     told += ended.output
@@ -116,7 +119,7 @@ def learnt(run: Run) -> list[list[object]]:
 def test_training_from_afar_learns_the_same_weights(trained, kind):
     here, there = (run_in(trained[one][0]) for one in ("disk", kind))
     assert learnt(here) == learnt(there)
-    assert len(learnt(there)) >= 4
+    assert len(learnt(there)) >= 3
     for stage in STAGES:
         (one, other) = (run.checkpoints(stage) for run in (here, there))
         assert one.keys() == other.keys() != set()
@@ -139,10 +142,8 @@ def test_training_from_afar_keeps_neither_shards_nor_keys(trained, kind):
         assert [secret for secret in secrets if secret.encode() in content] == [], path
 
 
-@pytest.mark.parametrize("kind", ["web", "s3"])
-def test_an_evaluation_from_afar_gives_the_same_scores(trained, kind):
-    here, there = (
-        json.loads(next(run_in(trained[one][0]).folder.glob("results/*.json")).read_text()) for one in ("disk", kind)
-    )
-    assert here["names"]
+def test_an_evaluation_from_afar_gives_the_same_scores(trained):
+    runs = [run_in(trained[kind][0]).folder for kind in ("disk", "web")]
+    here, there = (json.loads(next(run.glob("results/*.json")).read_text()) for run in runs)
+    assert len(here["names"]) == 3
     assert here == there
