@@ -65,7 +65,7 @@ class Connection:
 
 def is_url(location: str) -> bool:
     """Whether `location` is a URL of any kind, to be given to `place_of`, and not a path."""
-    return re.match(r"[a-z][a-z0-9+.-]*://|pipe:", location, re.IGNORECASE) is not None
+    return re.match(r"\s*([a-z][a-z0-9+.-]+:[/\\]|pipe:)", location, re.IGNORECASE) is not None
 
 
 def place_of(location: str) -> Place:
@@ -73,11 +73,18 @@ def place_of(location: str) -> Place:
 
     Raises UnreachableError for all but http://, https:// and s3://.
     """
+    location = location.strip()
     try:
-        url = urlsplit(location.strip())
+        url = urlsplit(location)
         host = url.netloc.rpartition("@")[2]
-    except ValueError as error:
-        raise UnreachableError(f"a URL that cannot be read ({error}); expected https://HOST/FOLDER") from None
+        known = not re.search(r"[\x00-\x1f\x7f\\]", location) and not re.search(r"\s", url.netloc) and url.port != 0
+    except ValueError:  # what it says repeats the URL, password and all
+        known = False
+    if not known or ("@" in url.path and url.scheme in ("http", "https") and "@" not in url.netloc):
+        raise UnreachableError(
+            "a URL that cannot be read (line breaks, backslashes, a port that is no number, or an @ behind the host; in"
+            " a password and in a path, / ? # @ are written %2F %3F %23 %40); expected https://HOST/FOLDER"
+        )
     path = url.path.rstrip("/").removesuffix(f"/{NAME}")
     shown = urlunsplit((url.scheme, host, path, "", ""))
     if url.scheme not in SCHEMES or not host:
