@@ -41,7 +41,13 @@ class Settings(BaseModel):
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message names its source, its place, what was found and what was expected."""
+    """A setting that cannot be used; the message names its source, its place, what was found and what was expected.
+
+    A setting may be a URL; the user and password in it, and its query, are not repeated.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(text.without_secrets(message))
 
 
 S = TypeVar("S", bound=Settings)

@@ -66,3 +66,9 @@ def parse(text: str) -> Any:
 def write(tree: Any) -> str:
     """`tree` as text that `parse` reads back."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def without_secrets(message: str) -> str:
+    """`message` with URLs in it that have lost user, password and query: what a wrong setting is shown as."""
+    message = re.sub(r"(:/{1,2})[^\s]*@", r"\1", message)
+    return re.sub(r"(:/{1,2}[^\s?]*)\?\S*?(?=[\]}:,.;'\"]*(?:\s|$))", r"\1", message)
