@@ -174,12 +174,12 @@ def nginx_program() -> tuple[Path, str]:
 def _unpack_nginx(folder: Path) -> None:
     """Debian's nginx below `folder`, and those of its libraries that the machine lacks."""
     program = folder / "usr" / "sbin" / "nginx"
-    for package in ("nginx-light", "nginx"):  # which of the two holds the program depends on the release
+    for package in ("nginx", "nginx-light"):  # which of the two holds the program depends on the release
         depends = _unpack(package, folder)
         if program.is_file():
             break
     else:
-        raise MissingServerError("neither nginx-light nor nginx holds /usr/sbin/nginx")
+        raise MissingServerError("neither nginx nor nginx-light holds /usr/sbin/nginx")
     if "not found" in _words(["ldd", str(program)]):
         for library in re.findall(r"\blib[a-z0-9.+-]+", depends):
             _unpack(library, folder)
@@ -206,7 +206,7 @@ def _unpack(package: str, folder: Path) -> str:
                 _words(["apt-get", "download", package], cwd=fetched)
             except MissingServerError:
                 (lists / "partial").mkdir(parents=True)
-                _words(["apt-get", *own, "update"])
+                _words(["apt-get", *own, "-oAPT::Update::Error-Mode=any", "update"])
                 _words(["apt-get", *own, "download", package], cwd=fetched)
     except MissingServerError as missing:
         raise MissingServerError(f"nginx is not installed and cannot be fetched: {missing}") from None
