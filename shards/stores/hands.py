@@ -31,7 +31,7 @@ class Hands:
         self._lock = threading.Lock()
         self._threads = 0
         self.open = 0  # tasks begun and not done
-        self._closed = False
+        self.closed = False  # nothing more is begun
         if awaited:
             _awaited.add(self)
 
@@ -39,7 +39,7 @@ class Hands:
         """What `work()` will give; cancelled where all was closed before."""
         future: Future[T] = Future()
         with self._lock:
-            if self._closed:
+            if self.closed:
                 _cancel(future)
                 return future
             self.open += 1
@@ -52,7 +52,7 @@ class Hands:
     def close(self) -> None:
         """Gives up what was not begun; the threads go when they have done what they are at."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             try:
                 while (task := self._todo.get_nowait()) is not None:
                     _cancel(task[0])
