@@ -7,7 +7,6 @@ both     what is kept is read there; the rest by ranges at once, while one shard
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import logging
@@ -52,9 +51,8 @@ class CachedStore:
         self._mode = access.mode if access.mode != "auto" else "both" if fits else "ranges"
         self._without_ranges = False  # whether the server has been found to send whole files only
         self._entries: dict[str, Wanted] = {}
-        self._ended = False
         self._cache = None if self._mode == "ranges" else self._new_cache()
-        self._alive()
+        self._begin()
         _stores.add(self)
 
     @property
@@ -127,7 +125,7 @@ class CachedStore:
         if missing:
             numbers = [number for blob in missing for number in left[blob]]
             if self._mode == "both":
-                self._later.want(blob for blob in missing if blob in self._files)
+                self._later.want([blob for blob in missing if blob in self._files])
             try:
                 keep(numbers, self._remote.fetch(of(numbers)))
             except WithoutRanges:
@@ -155,29 +153,28 @@ class CachedStore:
 
     def close(self) -> None:
         """Ends reading; what is half downloaded stays for the next. Who waits gets ShardError."""
-        self.stop()
+        self._end()
+        self._remote.close()
+        self._later.join()
+
+    def forked(self) -> None:
+        """Called in a child: threads are not here any more, and what they locked may be locked for ever."""
+        ended = self._hands.closed
+        self._begin()
+        if ended:
+            self._end()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = Future[None]()
+        self._hands = Hands(AT_ONCE, "shards-whole", awaited=True)  # they may be inside obstore
+        self._later = Later(self._download)
+
+    def _end(self) -> None:
         with suppress(InvalidStateError):  # closed before
             self._closed.set_result(None)
         self._later.end()
         self._hands.close()
-        self._remote.close()
-        self._later.join()
-
-    def stop(self) -> None:
-        """Tells downloads to end. Also called when the process ends, which waits for threads that are in obstore."""
-        self._ended = True
-
-    def forked(self) -> None:
-        """Called in a child: threads are not here any more, and what they locked may be locked for ever."""
-        self._alive()
-
-    def _alive(self) -> None:
-        self._lock = threading.Lock()
-        self._closed = Future[None]()
-        if self._ended:
-            self._closed.set_result(None)
-        self._hands = Hands(AT_ONCE, "shards-whole")
-        self._later = Later(self._download)
 
     def _whole(self, blob: str) -> bool:
         """Whether `blob` is only read as a whole."""
@@ -200,14 +197,14 @@ class CachedStore:
                 f"{entry.where} has {entry.size} bytes and ends before byte {last}: its copy was cut, or it is another"
                 " file than the index was made of. Copy it there again, with the index"
             )
-        with self._the_cache().get(entry, partial(self._source, blob), lambda: self._ended) as held:
+        with self._the_cache().get(entry, partial(self._source, blob), lambda: self._hands.closed) as held:
             if (found := _read(held, ranges)) is not None:
                 return found
             self._the_cache().drop(held)
             raise UnreachableError(f"{held.path}: cannot be read, so it was removed. Check the disk, and begin again")
 
     def _download(self, blob: str) -> None:
-        self._the_cache().get(self._entry(blob), partial(self._source, blob), lambda: self._ended).close()
+        self._the_cache().get(self._entry(blob), partial(self._source, blob), lambda: self._later.ended).close()
 
     def _source(self, blob: str, start: int) -> Iterator[Blob]:
         """The bytes of a blob from `start` on; without ranges they all come, and the first ones are passed over."""
@@ -315,10 +312,4 @@ def _forked() -> None:
         store.forked()
 
 
-def _ending() -> None:
-    for store in list(_stores):
-        store.stop()
-
-
 os.register_at_fork(after_in_child=_forked)
-atexit.register(_ending)
