@@ -1,0 +1,54 @@
+"""How long a network of long ways is waited for: counted in round trips, on a line that has long ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from urllib.parse import urlsplit
+
+from tests.bench.line import Shape, line
+
+RTT = 0.25  # seconds: all else takes little beside it
+
+PROGRAM = """
+import sys, time
+import numpy as np, obstore, boto3  # imported, so that only the network is timed
+from dataclasses import dataclass
+from shards.order import Order
+from shards.split import open_split
+from shards.stream import TrainingStream
+
+@dataclass
+class Chosen:
+    frames: np.ndarray
+    pairs: np.ndarray
+
+begun = time.perf_counter()
+with open_split(sys.argv[1]) as split:
+    opened = time.perf_counter()
+    stream = TrainingStream(
+        split, "train", Order(count=20, seed=1), batch=4, sub_batch=4, threads=2, read_ahead=1 << 20,
+        choose=lambda position, n: Chosen(np.array([1, 5, 9]), np.array([2, 3, 8])), then=lambda clips: clips,
+    )
+    with stream:
+        clips = [clip for clips in stream.step() for clip in clips]
+        first = time.perf_counter()
+        for _ in range(30):
+            clips = [clip for clips in stream.step() for clip in clips]
+        print(opened - begun, first - opened, (time.perf_counter() - first) / 30)
+"""
+
+
+def test_a_first_batch_comes_within_three_round_trips_and_the_others_wait_for_none(serve, make_split, tmp_path):
+    make_split(tmp_path / "split1", train=20, test=1, classes=4, width=32, height=24, frames=12)
+    url = urlsplit(serve(tmp_path).url)
+    with line([url.port]) as shaped:
+        shaped.shape(Shape(rtt_ms=1000 * RTT))
+        command = [sys.executable, "-c", textwrap.dedent(PROGRAM), f"http://127.0.0.1:{shaped.ports[0]}/split1"]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    opened, first, each = (float(word) / RTT for word in printed.split())
+    assert 2 <= opened < 3  # a connection, the manifest
+    # The index, then the frames, for which connections are made as well.
+    assert 3 <= first < 4
+    assert each < 0.5
