@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from shards.access import Access
-from shards.split import open_split
+from shards.record import Blob
+from shards.stores import Range, Store
 from stmul.loading import training_stream
+from stmul.opening import open_shards
 from tests.bench.passes import Opened, Reader, Site
 from tests.bench.variants import Delivery
 from tests.bench.wanted import STAGE, Shown, Wanted, per_use
@@ -41,17 +43,11 @@ def readers(server: str) -> list[Reader]:
 @contextmanager
 def reading(mode: Literal["auto", "ranges", "shards"], site: Site, count: int) -> Iterator[Opened]:
     """The stream of a training, taken in its steps until so many clips have come."""
-    access = Access(mode=mode, cache=None if mode == "ranges" else site.folder)
-    with (
-        open_split(site.url, access=access) as split,
-        training_stream(split, site.config, STAGE, pinned=False) as stream,
-    ):
+    changed = {"access": mode, "cache": "" if mode == "ranges" else str(site.folder)}
+    config = site.config.model_copy(update={"data": site.config.data.model_copy(update=changed)})
+    with open_shards(config.data, site.url) as split, training_stream(split, config, STAGE, pinned=False) as stream:
         opened = Opened(deliveries=(), show=partial(show, site.wanted))
-        choose = stream.choose
-
-        def noting(position: int, frames: int) -> object:
-            opened.planned.add(position)
-            return choose(position, frames)
+        split.store = store = Counting(split.store)
 
         def deliveries() -> Iterator[Delivery]:
             left = count
@@ -62,9 +58,25 @@ def reading(mode: Literal["auto", "ranges", "shards"], site: Site, count: int) -
                     if left <= 0:
                         return
 
-        stream.choose = noting
         opened.deliveries = deliveries()
+        opened.fetched = lambda: store.fetches * config.train.sub_batch
         yield opened
+
+
+class Counting:
+    """A store that counts how often it is asked: once for each sub-batch, in the order of the plan."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.fetches, self._lock = store, 0, threading.Lock()
+
+    def fetch(self, ranges: Sequence[Range]) -> list[Blob]:
+        """What the store gives."""
+        with self._lock:
+            self.fetches += 1
+        return self._store.fetch(ranges)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
 
 def show(wanted: tuple[Wanted, ...], delivery: Delivery) -> Shown:

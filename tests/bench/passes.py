@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Opened:
 
     deliveries: Iterable[Delivery]
     show: Callable[[Delivery], Shown] | None  # None: nothing to see, the bytes alone
-    planned: set[int] = field(default_factory=set)  # clips whose bytes were asked for, where that is not all
+    fetched: Callable[[], int] | None = None  # clips whose bytes were asked for, where others than those delivered were
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,7 +84,7 @@ class Passed:
     all_s: float  # ... until the last was
     cpu_s: float  # of its process and all below it, from the call
     clips: int
-    planned: tuple[int, ...]  # clips beyond those, fetched ahead
+    fetched: int  # clips, with those fetched ahead
     digests: Mapping[int, str]  # of the pixels of each clip, where asked for
     down: int = 0  # bytes from the server
     connections: int = 0
@@ -178,10 +178,10 @@ def _work(pipe: Connection, reader: Reader, site: Site, check: bool) -> None:
             all_s, at_end = time.perf_counter() - began, _cpu_s()
             pipe.send(("done", None))
             pipe.recv()
-            planned = sorted(opened.planned - set(range(count)))
+            fetched = opened.fetched() if opened.fetched is not None and not reader.whole else count
         cpu_s = (_cpu_s() if reader.processes else at_end) - cpu
         found = {"open_s": open_s, "first_s": first_s, "all_s": all_s, "cpu_s": cpu_s}
-        pipe.send(("closed", {**found, "clips": count, "planned": tuple(planned), "digests": digests}))
+        pipe.send(("closed", {**found, "clips": count, "fetched": fetched, "digests": digests}))
     except BaseException as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         raise

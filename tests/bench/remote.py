@@ -39,6 +39,7 @@ from tests.bench.served import NAME, Served, served
 from tests.bench.tables import machine
 
 RTT_MS, MBIT = (0.0, 20.0, 80.0), (0.0, 1000.0, 200.0)
+READ_AHEAD = 32  # MiB: the default would outlast a pass, which is to show how an endless stream goes on
 LONG_S = 5.0  # a pass that lasts longer is repeated in every other round only
 WIDTH = 200  # of what is printed into a file
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     asked = parsed(arguments)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    config = load(Config, asked.config, asked.set)
+    config = load(Config, asked.config, [f"data.read_ahead={READ_AHEAD}", *asked.set])
     unit = config.train.sub_batch * 2  # so that every worker process has whole batches
     videos, clips = (-(-count // unit) * unit for count in (asked.videos, asked.clips))
     present = installed()

@@ -89,7 +89,7 @@ class Report:
 
     def excess(self, one: Passed) -> float:
         """Bytes from the server over the bytes of the frames used of all clips fetched."""
-        return one.down / (sum(self.used[: one.clips]) + sum(self.used[position] for position in one.planned))
+        return one.down / sum(self.used[: one.fetched])
 
 
 def rate(one: Passed) -> float:
