@@ -41,7 +41,7 @@ from shards.whole import whole
 MAGIC = b"STMULIDX"
 VERSION, LOOSE_VERSION = 1, 2
 HEADER_SIZE = 128
-FARTHEST = 1 << 62  # bytes: where nothing begins
+FARTHEST = 1 << 62  # bytes: behind which nothing begins
 LARGEST_TABLES = 3 << 25  # bytes of one record's tables, with starts: as long as its index.msgpack may be, and half
 
 # magic, version, size of a row, records, shards; starts of labels, frames, shards, rows, names, tables, size of the
@@ -72,6 +72,7 @@ class Index:
         self._column_crcs = fields[12:15]
         self._data: Blob | mmap.mmap | None = data
         self._checked: dict[int, NDArray[Any]] = {}
+        self._sound = bytearray(self._count)  # 1: the tables of this record make sense; whoever wrote them wrote once
 
     def __len__(self) -> int:
         """How many records."""
@@ -84,8 +85,9 @@ class Index:
         """The row of a record, its tables views of the file. Raises CorruptRecordError where a CRC differs."""
         label, frames, shard, values, key = self._fixed(record)
         tables = self._starts[5] + 4 * values[8]
-        flow = self._stream(values[9:15], tables, 2 * (frames - 1), f"row {record}, flow table")
-        rgb = self._stream(values[15:21], tables + 8 * self._tables * (frames - 1), frames, f"row {record}, rgb table")
+        flow = self._stream(record, "flow", values[9:15], tables, 2 * (frames - 1))
+        rgb = self._stream(record, "rgb", values[15:21], tables + 8 * self._tables * (frames - 1), frames)
+        self._sound[record] = 1
         return Row(
             record=record,
             key=self._text(key, record),
@@ -167,7 +169,7 @@ class Index:
                 f"{self.where}: row {record}: {frames} frames in shard {shard} of {self.shards}, key {key[:80]!r}."
                 f" {_REBUILD}"
             )
-        if max(*values[5:7], values[9], values[15]) > FARTHEST or values[7] > LONGEST_HEADER:
+        if max(values[5], values[6], values[9], values[15]) > FARTHEST or values[7] > LONGEST_HEADER:
             raise FormatError(f"{self.where}: row {record}: its members lie behind the end of any shard. {_REBUILD}")
         return label, frames, shard, values, key
 
@@ -186,20 +188,18 @@ class Index:
             self._checked[column] = known
         return known
 
-    def _stream(self, values: tuple[int, ...], start: int, count: int, named: str) -> StreamPlace:
+    def _stream(self, record: int, stream: str, values: tuple[int, ...], start: int, count: int) -> StreamPlace:
         offset, size, width, height, components, expected = values
         if start + 4 * self._tables * count > self.size:
-            raise FormatError(f"{self.where}: {named} ends behind the file. {_REBUILD}")
+            raise FormatError(f"{self.where}: row {record}, {stream} table ends behind the file. {_REBUILD}")
         table = np.frombuffer(self._bytes(), _WORD, self._tables * count, start)
         if (found := crc32c(table.data.cast("B"))) != expected:
-            raise self._corrupt(named, found, expected)
+            raise self._corrupt(f"row {record}, {stream} table", found, expected)
         ends, starts = table[-2 * count : -count] if count else table, table[:count] if self._tables == 3 else None
-        last = size if starts is not None else ends.item(-1) if count else 0
-        ascending = bool((ends[1:] > ends[:-1]).all() if starts is None else (starts < ends).all())
-        if not ascending or last != size or width * height > MOST_PIXELS:
+        if not self._sound[record] and not (_ordered(starts, ends, size) and width * height <= MOST_PIXELS):
             raise FormatError(
-                f"{self.where}: {named}: {width}x{height} pixels in {size} bytes that end at {last}, or not one behind"
-                f" the other. {_REBUILD}"
+                f"{self.where}: row {record}, {stream} table: {width}x{height} pixels in {size} bytes that end"
+                f" elsewhere, or not one behind the other. {_REBUILD}"
             )
         return StreamPlace(
             offset=offset,
@@ -214,6 +214,13 @@ class Index:
 
     def _corrupt(self, named: str, found: int, expected: int) -> CorruptRecordError:
         return CorruptRecordError(f"{self.where}: {named}: checksum {found:08x}, expected {expected:08x}. {_REBUILD}")
+
+
+def _ordered(starts: NDArray[Any] | None, ends: NDArray[Any], size: int) -> bool:
+    """Whether images lie as they can: each ends behind its start, and together they have `size` bytes."""
+    if starts is not None:
+        return bool((starts < ends).all()) and int((ends - starts).sum(dtype=np.uint64)) == size
+    return bool((ends[1:] > ends[:-1]).all()) and (ends.item(-1) if len(ends) else 0) == size
 
 
 _REBUILD = "Copy the split again, or build it again: make shards"

@@ -54,7 +54,7 @@ class Row:
     sha256: bytes  # 32 bytes, of the record
     fps: tuple[int, int]
     cls_offset: int
-    header_offset: int
+    header_offset: int  # loose frames: how many flow images were left out, for they have no header that says it
     header_size: int
     flow: StreamPlace
     rgb: StreamPlace
@@ -63,6 +63,11 @@ class Row:
     def name(self) -> str:
         """The video's name."""
         return name_of(self.key)
+
+    @property
+    def loose(self) -> bool:
+        """Whether its frames are members of their own: then `shards.split.Split.members` puts its four together."""
+        return not self.header_size
 
     def span(self, member: str) -> tuple[int, int]:
         """Start and stop of one of the four members in the shard."""

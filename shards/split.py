@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from shards.access import Access
+from shards.bare import Version, bare_split, in_threads
 from shards.errors import FormatError, UnreachableError
-from shards.format import MEMBERS, Members, dataset_digest, split_digest
-from shards.index import Index, Row, index_bytes, open_index, parse_index_bytes, scan_tar
-from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, parse_manifest
+from shards.format import MEMBERS, Members
+from shards.index import Index, open_index, parse_index_bytes
+from shards.loose_frames import loose_members
+from shards.manifest import NAME, Manifest, ShardFile, index_name, parse_manifest
+from shards.plan import coalesce, cut, images_of, runs
 from shards.ranged import Afar, open_ranged
-from shards.stores import Range, Store
-from shards.stores.connect import is_url
+from shards.row import Row, StreamPlace
+from shards.stores import Range, Store, Stream
+from shards.stores.connect import is_url, place_of
 from shards.stores.files import FileStore
 from shards.stores.lmdb import DATA, LmdbStore
 from shards.stores.tar import TarStore
-
-if TYPE_CHECKING:
-    from shards.stores.remote import RemoteStore
+from shards.tar_lists import TarList, by_part, tar_list
 
 
 class Split:
@@ -62,6 +64,8 @@ class Split:
 
     def members(self, part: str, row: Row) -> Members:
         """The four members of the record of `row`, not yet checked."""
+        if row.loose:
+            return loose_members(row, self.manifest.classes[row.label], *self._images(part, row))
         places = {member: self.store.member(part, row, member) for member in MEMBERS}
         blobs = {blob for blob, _, _ in places.values()}
         if len(blobs) > 1:
@@ -71,6 +75,19 @@ class Split:
         first, last = min(start for _, start, _ in places.values()), max(stop for _, _, stop in places.values())
         view = memoryview(self.store.fetch([Range(blobs.pop(), first, last)])[0])
         return {member: view[start - first : stop - first] for member, (_, start, stop) in places.items()}
+
+    def _images(self, part: str, row: Row) -> list[list[memoryview]]:
+        """The JPEGs of a record with a member per frame: of rgb, and of flow."""
+        places: tuple[tuple[Stream, StreamPlace], ...] = (("rgb", row.rgb), ("flow", row.flow))
+        planned = [
+            runs(*self.store.place(part, row, stream), place, np.arange(len(place.ends))) for stream, place in places
+        ]
+        reads, pieces = coalesce([run.range for of_stream in planned for run in of_stream], self.store.gap)
+        data = iter(cut(self.store.fetch(reads), pieces))
+        return [
+            [jpeg for run in of_stream for jpeg in images_of(run, place, next(data))]
+            for of_stream, (_, place) in zip(planned, places, strict=True)
+        ]
 
     def close(self) -> None:
         """Ends reading. Bytes and tables already handed out stay valid."""
@@ -104,33 +121,30 @@ class Split:
         return index
 
 
-def open_split(location: str | Path, *, access: Access | None = None) -> Split:
-    """The split at `location`: a folder of tar shards, an LMDB, loose files, one .tar, or a URL (http, https, s3) of
-    a folder of shards or of one .tar.
+def open_split(location: str | Path, *, access: Access | None = None, thorough: bool = False) -> Split:
+    """The split at `location`: a folder of tar shards, an LMDB, loose files, or a URL of a folder of shards; without
+    a manifest one .tar, here or behind a URL, or a list of some in braces: 'train-{000000..000003}.tar'.
 
-    One tar is read through once, since it has no index; its classes are those that occur in it. Raises
-    UnreachableError where there is nothing, FormatError where it is something else, or what is read is damaged.
+    `access` says how URLs are read. The index of tars without a manifest is made from their headers and kept in
+    `access.folder`; their classes are those that occur in them. With `thorough`, such tars are read through, and every
+    byte is checked here. Raises UnreachableError where there is nothing, FormatError where it is something else, or
+    what is read is damaged.
     """
-    if is_url(str(location)):
-        from shards.stores.remote import RemoteStore  # its connections are of no use to those who read a disk
-
-        remote = RemoteStore(str(location), access)
-        if remote.file:
-            return _one_tar(remote, remote.file)
-        manifest = parse_manifest(remote.small(NAME), f"{remote.location}/{NAME}")
-        if manifest.store != "tar":
-            raise FormatError(
-                f"{remote.location}: stored as {manifest.store}, which is read from a disk only. Serve it as tar:"
-                " stmul shards copy SOURCE FOLDER"
-            )
-        return Split(remote, manifest, afar=remote)
+    text, access = str(location), access or Access()
+    if (listed := tar_list(text)) is not None:
+        return _bare(listed, access, thorough)
+    if is_url(text):
+        place = place_of(text)
+        if place.file:
+            return _bare(TarList(folder=text, names=by_part([place.file])), access, thorough)
+        return _remote(text, access)
     path = Path(location)
     if path.is_file():
         if path.name == NAME:
             return open_split(path.parent)
         if path.suffix != ".tar":
             raise FormatError(f"{path}: a file, but neither a .tar nor the folder of a split")
-        return _one_tar(TarStore(path.parent, path.name), path.name)
+        return _bare(TarList(folder=str(path.parent), names=by_part([path.name])), access, thorough)
     if not path.is_dir():
         raise UnreachableError(f"{path}: no such folder{_nearest(path)} Build shards with: make shards SPLIT=1")
     if not (path / NAME).is_file():
@@ -139,44 +153,66 @@ def open_split(location: str | Path, *, access: Access | None = None) -> Split:
     return Split(_store(path, manifest), manifest, folder=path)
 
 
+def _remote(location: str, access: Access) -> Split:
+    from shards.stores.cached import CachedStore  # the network's libraries are of no use to those who read a disk
+    from shards.stores.remote import RemoteStore
+
+    remote = RemoteStore(location, access)
+    manifest = parse_manifest(remote.small(NAME), f"{remote.location}/{NAME}")
+    if manifest.store != "tar":
+        raise FormatError(
+            f"{remote.location}: stored as {manifest.store}, which is read from a disk only. Serve it as tar:"
+            " stmul shards copy SOURCE FOLDER"
+        )
+    files = {shard.name: shard for part in manifest.parts.values() for shard in part.shards}
+    return Split(CachedStore(remote, access, files), manifest, afar=remote)
+
+
+def _bare(tars: TarList, access: Access, thorough: bool) -> Split:
+    """Tars without a manifest."""
+    store, version = _versioned(tars, access)
+    names = [name for of_part in tars.names.values() for name in of_part]
+    title = names[0].removesuffix(".tar") if len(names) == 1 else store.location.rpartition("/")[2] or "tars"
+    try:
+        manifest, indexes = bare_split(
+            store, tars.names, title=title, version=version, folder=access.folder / "indexes", thorough=thorough
+        )
+    except BaseException:
+        store.close()
+        raise
+    return Split(store, manifest, indexes=indexes)
+
+
+def _versioned(tars: TarList, access: Access) -> tuple[Store, Version]:
+    """A store of tars, and what tells this content of one from another."""
+    if is_url(tars.folder):
+        from shards.stores.cached import CachedStore
+        from shards.stores.remote import RemoteStore
+
+        remote = RemoteStore(tars.folder, access, tars.names)
+        names = [name for of_part in tars.names.values() for name in of_part]
+        sizes = in_threads(names, remote.size)
+        files = {
+            name: ShardFile(name=name, size=size, sha256="", records=0) for name, size in zip(names, sizes, strict=True)
+        }
+        return CachedStore(remote, access, files), remote.etag
+    folder = Path(tars.folder)
+    return TarStore(folder, tars.names), lambda name: _written(folder / name)
+
+
+def _written(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UnreachableError(f"{path}: cannot be read: {error.strerror}") from error
+    return f"{path.resolve()} {status.st_mtime_ns}"
+
+
 def _store(folder: Path, manifest: Manifest) -> Store:
     if manifest.store == "lmdb":
         files = next(iter(manifest.parts.values())).shards
         return LmdbStore(folder, files[0].size)
     return FileStore(folder) if manifest.store == "files" else TarStore(folder)
-
-
-def _one_tar(store: TarStore | RemoteStore, name: str) -> Split:
-    """A tar alone as a split of one part; the index is made on the way through it."""
-    size, rows, names = store.size(name), list[Row](), dict[int, str]()
-    for row, record in scan_tar(store.reader(name), size, 0, store.location):
-        rows.append(row)
-        if names.setdefault(record.label, record.class_name) != record.class_name:
-            raise FormatError(
-                f"{store.location}: label {record.label} is {names[record.label]!r} and {record.class_name!r}"
-            )
-    if not rows:
-        raise FormatError(f"{store.location}: no records in it")
-    found = re.fullmatch(r"([a-z][a-z0-9_]*)-\d+\.tar", name)
-    part, data = found[1] if found else "train", b"".join(index_bytes(rows))
-    digest = dataset_digest((row.key, row.label, row.sha256) for row in rows)
-    whole_part = Part(
-        shards=(ShardFile(name=name, size=size, sha256="", records=len(rows)),),
-        index=ShardFile(name=index_name(part), size=len(data), sha256="", records=len(rows)),
-        records=len(rows),
-        frames=sum(row.frames for row in rows),
-        digest=digest,
-    )
-    manifest = Manifest(
-        dataset=name.removesuffix(".tar"),
-        split=0,
-        classes=tuple(names.get(label, f"unknown-{label}") for label in range(max(names) + 1)),
-        parts={part: whole_part},
-        made={},
-        store="tar",
-        digest=split_digest({part: digest}),
-    )
-    return Split(store, manifest, folder=None, indexes={part: parse_index_bytes(data, store.location)})
 
 
 def _nearest(path: Path) -> str:

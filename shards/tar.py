@@ -79,7 +79,7 @@ def _check_end(read: Read, position: int, size: int, where: str) -> None:
 
 def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
     """Type, name and length of a header. The checksum first: nothing of a damaged header is believed."""
-    checksum = _octal(block[148:156])
+    checksum = octal(block[148:156])
     if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         if position == 0 and block[257:262] != b"ustar":
             raise FormatError(f"{where}: not a tar file")
@@ -89,7 +89,7 @@ def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
         )
     if block[257:263] != b"ustar\0":
         raise FormatError(f"{where}: the tar header at byte {position} is not of a shard: expected POSIX tar")
-    kind, length = block[156:157], _octal(block[124:136])
+    kind, length = block[156:157], octal(block[124:136])
     if kind not in (b"0", b"\0", b"x"):
         raise FormatError(f"{where}: a member of type {kind!r} at byte {position}; a shard holds regular files only")
     if length is None:
@@ -101,7 +101,8 @@ def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
     return kind, f"{prefix}/{name}" if prefix else name, length
 
 
-def _octal(field: bytes) -> int | None:
+def octal(field: bytes) -> int | None:
+    """The number in a field of a header; None where there is none."""
     digits = field.rstrip(b"\0 ").lstrip(b" ")
     return int(digits, 8) if digits and set(digits) <= set(b"01234567") else None
 

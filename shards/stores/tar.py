@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -15,19 +15,20 @@ from shards.tar import Read
 
 
 class TarStore:
-    """Tar shards on disk, read at offsets. `file` is the tar's name where it stands alone."""
+    """Tar shards on disk, read at offsets. `names` are the files of each part where no manifest names them."""
 
     gap = GAP
     waste = inf
 
-    def __init__(self, folder: Path, file: str = "") -> None:
-        self.folder, self.file = folder, file
+    def __init__(self, folder: Path, names: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.folder, self._names = folder, names
         self._files = Folder(folder)
 
     @property
     def location(self) -> str:
         """The folder, or the one tar."""
-        return str(self.folder / self.file)
+        tars = [name for of_part in (self._names or {}).values() for name in of_part]
+        return str(self.folder / tars[0] if len(tars) == 1 else self.folder)
 
     def small(self, name: str) -> bytes:
         """A whole small file."""
@@ -43,11 +44,11 @@ class TarStore:
 
     def place(self, part: str, row: Row, stream: Stream) -> tuple[str, int]:
         """The shard of a record, and where in it a stream begins."""
-        return self.file or shard_name(part, row.shard), (row.rgb if stream == "rgb" else row.flow).offset
+        return self._name(part, row), (row.rgb if stream == "rgb" else row.flow).offset
 
     def member(self, part: str, row: Row, member: str) -> tuple[str, int, int]:
         """The shard of a record, and where in it a member begins and ends."""
-        return self.file or shard_name(part, row.shard), *row.span(member)
+        return self._name(part, row), *row.span(member)
 
     def fetch(self, ranges: Sequence[Range]) -> list[Blob]:
         """The bytes of each range, in order."""
@@ -60,3 +61,6 @@ class TarStore:
     def close(self) -> None:
         """Closes the files."""
         self._files.close()
+
+    def _name(self, part: str, row: Row) -> str:
+        return self._names[part][row.shard] if self._names else shard_name(part, row.shard)

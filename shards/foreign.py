@@ -1,0 +1,92 @@
+"""The files in a tar that others wrote: python's tarfile, webdataset, GNU tar; what is missing does not go unnoticed.
+
+`shards.tar` knows what our writer writes and refuses the rest. Here folders and notes of other writers are passed over,
+and long names may be told the GNU or the POSIX way; all that could change which bytes a file has (sparse files, links,
+another length in an extended header) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shards.errors import CorruptRecordError, FormatError, TruncatedShardError
+from shards.tar import BLOCK, LONGEST_EXTENDED, Member, Read, octal
+
+_FILE, _FOLDER, _LONG_NAME, _NOTE, _NOTE_FOR_ALL = (b"0", b"\0", b"7"), b"5", b"L", b"x", b"g"
+_CHANGES_BYTES = (b"size", b"GNU.sparse")  # in an extended header
+_AGAIN = "Copy or make this tar again."
+
+
+def files_of(read: Read, size: int, where: str) -> Iterator[Member]:
+    """The regular files in the tar of `size` bytes that `read(start, stop)` reads, in order, without a leading ./
+
+    Raises TruncatedShardError where it ends early, CorruptRecordError where a header's checksum differs, FormatError
+    where it is no tar, or holds links or sparse files.
+    """
+    position, long_name = 0, ""
+    while True:
+        if position + BLOCK > size:
+            raise TruncatedShardError(f"{where}: {size} bytes, no end mark; the file was cut. {_AGAIN}")
+        block = bytes(read(position, position + BLOCK))
+        if block == bytes(BLOCK):
+            if long_name or position + 2 * BLOCK > size or any(read(position + BLOCK, position + 2 * BLOCK)):
+                raise TruncatedShardError(f"{where}: no end mark at byte {position}; joined, damaged or cut. {_AGAIN}")
+            return
+        kind, name, length = _header(block, position, where)
+        start, stop = position + BLOCK, position + BLOCK + length
+        if stop > size:
+            raise TruncatedShardError(f"{where}: {name} ends at byte {stop}, but the file has {size} bytes. {_AGAIN}")
+        if kind in (_LONG_NAME, _NOTE, _NOTE_FOR_ALL):
+            if length > LONGEST_EXTENDED:
+                raise FormatError(f"{where}: a name of {length} bytes at byte {start}; expected {LONGEST_EXTENDED}")
+            data = bytes(read(start, stop))
+            found = _text(data.rstrip(b"\0"), start, where) if kind == _LONG_NAME else _path(data, start, where)
+            long_name = found or long_name
+        elif kind == _FOLDER:
+            long_name = ""
+        elif kind in _FILE:
+            yield Member(name=(long_name or name).removeprefix("./"), offset=start, size=length)
+            long_name = ""
+        else:
+            raise FormatError(
+                f"{where}: {long_name or name} at byte {position} is of type {kind!r}; expected files and folders only"
+            )
+        position = start + -(-length // BLOCK) * BLOCK
+
+
+def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
+    """Type, name and length of a header, once its checksum is found to be right."""
+    if octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        if position == 0 and block[257:262] != b"ustar":
+            raise FormatError(f"{where}: not a tar file")
+        raise CorruptRecordError(
+            f"{where}: the tar header at byte {position} does not match its checksum: damaged. {_AGAIN}"
+        )
+    length = octal(block[124:136])
+    if length is None:
+        raise FormatError(f"{where}: the tar header at byte {position} has no readable length, or 8 GiB and more")
+    prefix = block[345:500] if block[257:263] == b"ustar\0" else b""  # GNU has times there
+    name, above = (_text(field.split(b"\0", 1)[0], position, where) for field in (block[:100], prefix))
+    return block[156:157], f"{above}/{name}" if above else name, length
+
+
+def _text(data: bytes, position: int, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: the name at byte {position} is not UTF-8") from error
+
+
+def _path(data: bytes, position: int, where: str) -> str:
+    """The path in an extended header, or "": lines of `<length> <key>=<value>`, the length counting all of its line."""
+    path, start = "", 0
+    while start < len(data):
+        length, _, _ = data[start : start + 8].partition(b" ")
+        stop = start + int(length) if length.isdigit() else 0
+        key, equals, value = data[start + len(length) + 1 : stop - 1].partition(b"=")
+        if stop <= start or stop > len(data) or data[stop - 1 : stop] != b"\n" or not equals:
+            raise FormatError(f"{where}: the extended header at byte {position} is not readable")
+        if key.startswith(_CHANGES_BYTES):
+            raise FormatError(f"{where}: the extended header at byte {position} has {key!r}; expected a path or a time")
+        path, start = _text(value, position, where) if key == b"path" else path, stop
+    return path
