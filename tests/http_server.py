@@ -8,6 +8,10 @@ obstore's threads and a server's threads in one process wait for each other. The
     /token/NAME      403 unless the query is ?token=secret
     /busy/NAME       503
     /cut/NAME        says the whole size, ends a ranged answer early, every time
+    /moved/NAME?to=URL    302 to URL/NAME, without the query
+    /endless/NAME    a body in chunks that does not end        /huge/NAME   says that 10 GB follow, and begins
+    /heard           what each request was signed in with since the last look: path and query, Authorization, as JSON
+    /sent            how many bytes of endless and huge answers went out since the last look
     /requests        how many requests each path has had since the last look, as JSON
 """
 
@@ -21,15 +25,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
 
-FAULTS = ("plain", "forbidden", "private", "token", "busy", "cut")
+FAULTS = ("plain", "forbidden", "private", "token", "busy", "cut", "moved", "endless", "huge")
 SIGNED_IN = "Basic " + base64.b64encode(b"reader:secret").decode()
 
 
@@ -40,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 20  # one write for head and body: two would wait for each other (Nagle, delayed ACK)
     folder: Path
     counts: ClassVar[collections.Counter[str]] = collections.Counter()
+    heard: ClassVar[list[tuple[str, str | None]]] = []
+    sent: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         split = urlsplit(self.path)
@@ -47,13 +53,23 @@ class Handler(BaseHTTPRequestHandler):
         if path == "requests":
             counts, Handler.counts = Handler.counts, collections.Counter()
             return self.answer(200, json.dumps(counts).encode())
+        if path in ("heard", "sent"):
+            heard, Handler.heard = Handler.heard, []
+            sent, Handler.sent = Handler.sent, []
+            return self.answer(200, json.dumps(heard if path == "heard" else sum(sent)).encode())
         Handler.counts[path] += 1
+        Handler.heard.append((self.path, self.headers.get("Authorization")))
         fault, _, rest = path.partition("/")
         fault, path = (fault, rest) if fault in FAULTS else ("", path)
         if fault == "forbidden" or (fault == "token" and split.query != "token=secret"):
             return self.answer(403, b"no")
         if fault == "busy":
             return self.answer(503, b"later")
+        if fault == "moved":
+            target = parse_qs(split.query)["to"][0]
+            return self.answer(302, b"", {"Location": f"{target}/{path}"})
+        if fault in ("endless", "huge"):
+            return self.without_end(chunked=fault == "endless")
         if fault == "private" and self.headers.get("Authorization") != SIGNED_IN:
             return self.answer(401, b"who are you?", {"WWW-Authenticate": 'Basic realm="shards"'})
         file = (self.folder / path).resolve()
@@ -79,6 +95,19 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def without_end(self, *, chunked: bool) -> None:
+        """Sends until nobody listens any more, 1 GiB at most."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(10 << 30))))
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(1 << 14):
+                part = bytes(1 << 16)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+                self.wfile.flush()
+                Handler.sent.append(len(part))
+
     def log_message(self, *arguments: object) -> None:
         """Nothing: the tests' output is theirs."""
 
@@ -94,6 +123,16 @@ class Server:
         with urlopen(f"{self.url}/requests", timeout=10) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
+
+    def heard(self) -> list[tuple[str, str | None]]:
+        """Path with query, and Authorization, of each request since the last call."""
+        with urlopen(f"{self.url}/heard", timeout=10) as answer:
+            return [(path, signed) for path, signed in json.load(answer)]
+
+    def sent(self) -> int:
+        """How many bytes of endless and huge answers went out since the last call."""
+        with urlopen(f"{self.url}/sent", timeout=10) as answer:
+            return int(json.load(answer))
 
 
 @contextmanager
