@@ -33,8 +33,8 @@ class Nginx:
     forbidden 403                                      slow      512 KiB a second for each answer
     whole     without ranges                           untagged  ranges, no ETag
     busy      503 beyond 40 requests a second          hasty     429 beyond 40 requests a second
-    moved     301 to plain                             elsewhere 301 to another host
-    turned    301 to another host, by https:// from http:// and the other way round
+    moved     301 to plain                             elsewhere 301 to another host, by http://
+    upgraded  301 to plain, by https://
 
     `secure("plain")` is the same by https://, for those who trust `certificate`. The other host writes down in `told`
     what reaches it.
@@ -82,7 +82,6 @@ http {{
   limit_req_zone $server_port zone=hasty:1m rate=40r/s;
   ssl_certificate {own}/certificate.pem;
   ssl_certificate_key {own}/key.pem;
-  map $scheme $turned {{ http https; https http; }}
   server {{
     listen 127.0.0.1:{port};
     listen 127.0.0.1:{secure} ssl;
@@ -96,7 +95,7 @@ http {{
     location /hasty/ {{ alias {folder}/; limit_req zone=hasty burst=4 nodelay; limit_req_status 429; }}
     location ~ ^/moved/(.*)$ {{ return 301 $scheme://$http_host/plain/$1; }}
     location ~ ^/elsewhere/(.*)$ {{ return 301 http://127.0.0.1:{other}/$1; }}
-    location ~ ^/turned/(.*)$ {{ return 301 $turned://127.0.0.1:{other}/$1; }}
+    location ~ ^/upgraded/(.*)$ {{ return 301 https://127.0.0.1:{secure}/plain/$1; }}
   }}
   server {{
     listen 127.0.0.1:{other};

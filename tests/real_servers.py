@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NoReturn, TypeVar
 
 import pytest
@@ -28,14 +28,13 @@ def required(environ: Mapping[str, str] = os.environ) -> bool:
 @contextmanager
 def asked_for(server: AbstractContextManager[T]) -> Iterator[T]:
     """What `server` gives; where it is missing, its tests are skipped, or fail if they must not be."""
-    try:
-        running = server.__enter__()
-    except MissingServerError as missing:
-        _without(str(missing))
-    try:
-        yield running
-    finally:
-        server.__exit__(None, None, None)
+    with ExitStack() as stack:
+        running, reason = None, ""
+        try:
+            running = stack.enter_context(server)
+        except MissingServerError as missing:
+            reason = str(missing)
+        yield _without(reason) if running is None else running
 
 
 def _without(reason: str) -> NoReturn:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.access import Access
 from shards.errors import ShardError, UnreachableError
 from shards.split import open_split
 from shards.stores import Range
@@ -63,10 +64,10 @@ def signing(aws, in_s3):
     return sign
 
 
-def all_bytes(location) -> dict:
+def all_bytes(location, access: Access | None = None) -> dict:
     """Every member of every record, and the first frame of each as training reads it."""
     members = {}
-    with open_split(location) as split:
+    with open_split(location, access=access or Access()) as split:
         for part in split.manifest.parts:
             for row in split.index(part):
                 members[part, row.key] = {name: bytes(blob) for name, blob in split.members(part, row).items()}
@@ -298,7 +299,6 @@ def test_a_server_that_asks_to_wait_is_asked_again(on_the_web, split_folder, way
     assert re.search(f'limiting requests.* by zone "{way}"', log.read_text()), "it was never asked to wait"
 
 
-@pytest.mark.xfail(strict=True, reason="whole shards come with the cache")
 def test_a_server_without_ranges_is_read_by_whole_shards(on_the_web, split_folder, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert all_bytes(f"{on_the_web.at('whole')}/drawn/split1") == all_bytes(split_folder)
@@ -318,10 +318,12 @@ def other_host(on_the_web):
     return lambda: on_the_web.reached()[before:]
 
 
-def test_a_redirect_from_http_to_https_is_refused(on_the_web, other_host):
-    told = refusal(on_the_web.at("turned") + "/drawn/split1")
-    assert re.search(r"redirect|301|address to address|elsewhere", told)
-    assert other_host() == []
+def test_a_redirect_from_http_to_https_is_refused(on_the_web, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(on_the_web.certificate))  # to follow it would be to read the split
+    begun = time.monotonic()
+    told = refusal(on_the_web.at("upgraded") + "/drawn/split1")
+    assert re.search(r"elsewhere.* https://127\.0\.0\.1", told)
+    assert time.monotonic() - begun < 5
 
 
 def test_https_is_read_where_its_certificate_is_trusted(on_the_web, split_folder, monkeypatch):
@@ -330,10 +332,9 @@ def test_https_is_read_where_its_certificate_is_trusted(on_the_web, split_folder
     assert all_bytes(f"{on_the_web.secure('plain')}/drawn/split1") == all_bytes(split_folder)
 
 
-@pytest.mark.parametrize("way", ["turned", "elsewhere"])
-def test_a_redirect_from_https_to_http_is_refused(on_the_web, other_host, monkeypatch, way):
+def test_a_redirect_from_https_to_http_is_refused_and_nothing_sent_there(on_the_web, other_host, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(on_the_web.certificate))
-    told = refusal(on_the_web.secure(way) + "/drawn/split1")
+    told = refusal(on_the_web.secure("elsewhere") + "/drawn/split1")
     assert re.search(r"redirect|301|address to address|elsewhere", told)
     assert other_host() == []
 
@@ -357,6 +358,17 @@ def test_a_shard_that_was_replaced_while_it_was_read_is_refused_with_both_tags(o
         with pytest.raises(ShardError, match=re.escape(shard.name)) as caught:
             split.read("train", 0)
     assert len(set(re.findall(r"[0-9a-f]{8}-[0-9a-f]+", str(caught.value)))) == 2
+
+
+@pytest.mark.parametrize("kind", ["web", "s3"])
+def test_whole_shards_are_the_split_and_are_kept(on_the_web, in_s3, aws, split_folder, tmp_path, kind):
+    aws(AWS_ENDPOINT_URL=in_s3.url)
+    location = on_the_web.at("plain") + "/drawn/split1" if kind == "web" else "s3://public/drawn/split1"
+    access = Access(mode="shards", cache=tmp_path / "cache")
+    for _ in range(2):
+        assert all_bytes(location, access) == all_bytes(split_folder)
+    kept = {path.stat().st_size for path in access.folder.rglob("*") if path.is_file()}
+    assert {shard.stat().st_size for shard in split_folder.glob("*.tar")} <= kept
 
 
 # Whether the servers must be there
