@@ -56,14 +56,15 @@ def publish(source: str | Path, target: str, progress: Progress | None = None) -
 
         try:
             with closing(in_order(files, send, threads=FILES_AT_ONCE, ahead=FILES_AT_ONCE)) as sent:  # type: ignore[type-var]
-                for name, etag in sent:
-                    noted.add(name, etag)
+                try:
+                    for name, etag in sent:
+                        noted.add(name, etag)
+                finally:
+                    stop.set()  # before the threads are waited for
             _finish(bucket, dump_manifest(split.manifest))
         except ShardError as error:
             error.add_note("What arrived stays: the same command goes on from there")
             raise
-        finally:
-            stop.set()  # before the threads are waited for
         return split.manifest
 
 

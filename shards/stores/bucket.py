@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shards.errors import UnreachableError
+from shards.errors import ShardError, UnreachableError
 from shards.manifest import ShardFile
 from shards.record import Blob
 from shards.stores.answers import explained, kind_of, status_of
 from shards.stores.connect import Connection, connect, place_of
+from shards.stores.hands import Hands
 from shards.stores.remote import RemoteStore
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ T = TypeVar("T")
 PART = 8 << 20  # bytes of a part of a large file, at least
 MOST_PARTS = 9000  # S3 takes 10,000
 PARTS_AT_ONCE = 4  # of a file
+REQUESTS_AT_ONCE = 4  # beside the parts
 PATIENCE = timedelta(minutes=5)  # for a part: a slow line, shared by several, must get it through
 
 _FULL = ("StorageFull", "QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "status code: 507")
@@ -56,6 +60,8 @@ class Bucket:
         self._before, self._after = RemoteStore(location), RemoteStore(location)
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        # In threads of their own: who waits for one can be stopped, and the end of the process minds those at work.
+        self._hands = Hands(REQUESTS_AT_ONCE, "shards-bucket", awaited=True)
 
     @property
     def location(self) -> str:
@@ -87,7 +93,7 @@ class Bucket:
 
     def after(self, name: str) -> tuple[str, Iterator[Blob]]:
         """The ETag and the bytes of a file that was sent."""
-        return self._after.etag(name), self._after.whole(name)
+        return self._done(partial(self._after.etag, name)), self._after.whole(name)
 
     def put(self, file: ShardFile, parts: Iterator[Blob]) -> None:
         """Writes `file`, whose bytes are `parts`; where `parts` raises an error, nothing is written.
@@ -96,18 +102,21 @@ class Bucket:
         """
         import obstore
 
-        noted = {"sha256": file.sha256}
-        if file.size <= PART:
-            data = b"".join(parts)
-            self._asked(file.name, lambda client: obstore.put(client, file.name, data, attributes=noted))
-            return
         size = max(PART, -(-file.size // MOST_PARTS))
-        self._asked(
-            file.name,
-            lambda client: obstore.put(
-                client, file.name, parts, attributes=noted, chunk_size=size, max_concurrency=PARTS_AT_ONCE
-            ),
-        )
+
+        def ask(client: Client) -> object:
+            data = b"".join(parts) if file.size <= PART else parts
+            return obstore.put(
+                _patient(client),
+                file.name,
+                data,
+                attributes={"sha256": file.sha256},
+                use_multipart=file.size > PART,
+                chunk_size=size,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+
+        self._asked(file.name, ask)
 
     def put_small(self, name: str, data: bytes) -> None:
         """Writes a small file."""
@@ -122,25 +131,34 @@ class Bucket:
         self._asked(name, lambda client: obstore.delete(client, name))
 
     def close(self) -> None:
-        """Lets go of the connections."""
+        """Lets go of the connections; who waits for an answer gets ShardError."""
+        self._hands.close()
         self._before.close()
         self._after.close()
+
+    def _done(self, work: Callable[[], T]) -> T:
+        try:
+            return self._hands.begin(work).result()
+        except CancelledError:
+            raise ShardError(f"{self.location}: closed while it was being written") from None
 
     def _asked(self, name: str, ask: Callable[[Client], T]) -> T:
         from obstore.exceptions import BaseError
 
-        connection = self._connected()
-        try:
-            return ask(connection.client)
-        except (BaseError, OSError, ValueError) as error:
-            failure = self._failure(error, name, connection.credentials)
-        raise failure  # outside: what obstore said would otherwise hang on to it
+        def answer() -> T:
+            connection = self._connected()
+            try:
+                return ask(connection.client)
+            except (BaseError, OSError, ValueError) as error:
+                failure = self._failure(error, name, connection.credentials)
+            raise failure  # outside: what obstore said would otherwise hang on to it
+
+        return self._done(answer)
 
     def _connected(self) -> Connection:
         with self._lock:
             if self._connection is None:
-                connection = connect(self._place)
-                self._connection = replace(connection, client=_patient(connection.client))
+                self._connection = connect(self._place)
             return self._connection
 
     def _failure(self, error: Exception, name: str, credentials: str) -> UnreachableError:
