@@ -420,6 +420,35 @@ def test_a_cleared_folder_costs_a_download_and_nothing_else(tmp_path):
     assert names(cache) == {wanted_of(data).name}
 
 
+def test_what_another_put_in_the_place_of_a_cleared_partial_is_not_published(tmp_path):
+    cache, data = Cache(tmp_path, LIMIT), data_of(1)
+    source = Source(data)
+
+    def cleared(start: int) -> Iterator[bytes]:
+        yield from source(start)
+        if len(source.starts) == 1:
+            (partial,) = cache.folder.glob("*.partial")
+            partial.unlink()
+            partial.write_bytes(bytes(400))
+
+    with cache.get(wanted_of(data), cleared, never) as held:
+        assert content(held) == data
+    assert source.starts == [0, 0]
+
+
+def test_a_file_that_goes_while_it_is_being_locked_is_not_there(tmp_path, monkeypatch):
+    cache, data = Cache(tmp_path, LIMIT), data_of(1)
+    get(cache, data)
+    flock = fcntl.flock
+
+    def late(handle: int, kind: int) -> None:
+        (cache.folder / wanted_of(data).name).unlink(missing_ok=True)
+        flock(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert cache.find(wanted_of(data)) is None
+
+
 # Threads and processes
 
 
