@@ -130,7 +130,7 @@ def _http(place: Place) -> Connection:
     from obstore.store import HTTPStore
 
     options: ClientConfig = {**TIMES, "allow_http": place.folder.startswith("http:")}
-    credentials = "no user name and password stand in the URL"
+    credentials = "no user name and password stand in the URL (they are saved nowhere: give it in full each time)"
     if place.user:
         encoded = base64.b64encode(place.user.encode()).decode()
         options["default_headers"] = {"authorization": f"Basic {encoded}"}
@@ -161,7 +161,7 @@ def leads_elsewhere(place: Place, name: str) -> str:
         return ""  # whatever it is, the request proper will meet it and say so
     finally:
         connection.close()
-    return f"{target.scheme}://{target.hostname}" if target.scheme not in ("", "http") else ""
+    return f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.scheme not in ("", "http") else ""
 
 
 def _other(place: Place) -> Connection:

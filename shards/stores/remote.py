@@ -71,10 +71,8 @@ class _Session:
     """What lives from the first read to `close`."""
 
     hands: Hands
-    look: Hands  # one of its own: all the others may come to wait for it
     closed: threading.Event = field(default_factory=threading.Event)
     connection: Connection | None = None
-    elsewhere: Future[str] | None = None  # where the server leads, if to another scheme
     answers: int = 0
     last: float = 0.0  # when the last answer came; 0: there was none yet
     told: float = 0.0  # when it was last said that there is none
@@ -214,7 +212,6 @@ class RemoteStore:
         if session is not None:
             session.closed.set()
             session.hands.close()
-            session.look.close()
 
     def _got(self, future: Future[T]) -> T:
         try:
@@ -288,18 +285,16 @@ class RemoteStore:
         session, begun, pause, renewals = self._open(), time.monotonic(), 0.2, 0
         while not session.closed.is_set():
             connection = self._connected(session, name)
+            unasked = name in self._unasked  # before asking: another thread may add it meanwhile
             try:
                 found = ask(connection.client)
             except (BaseError, OSError, ValueError) as error:
                 kind, failure = kind_of(error), self._failure(error, name, connection.credentials)
             else:
-                self._must_stay(session)
                 session.last, session.answers = time.monotonic(), session.answers + 1
                 return found
             # Outside of the handler, for what obstore said would otherwise hang on to what is raised.
-            if not session.answers:
-                self._must_stay(session)
-            if kind == "changed" and name not in self._unasked:
+            if kind == "changed" and not unasked:
                 self._unasked.add(name)  # ask for whatever is there: either it is another one, or this was a mistake
             elif kind == "refused" and session.answers and renewals < RENEWALS and self._renewed(session, connection):
                 renewals += 1
@@ -340,7 +335,7 @@ class RemoteStore:
             if self._session is None:
                 _user[:] = [os.getpid()]
                 hands = Hands(self._access.connections, "shards-remote", awaited=True)
-                self._session = _Session(hands=hands, look=Hands(1, "shards-look"))
+                self._session = _Session(hands=hands)
             return self._session
 
     def _connected(self, session: _Session, name: str) -> Connection:
@@ -349,17 +344,12 @@ class RemoteStore:
             return known
         with self._lock:
             if session.connection is None:
+                if not session.answers and (elsewhere := leads_elsewhere(self._place, name)):
+                    raise UnreachableError(
+                        f"{self.location}: sends elsewhere, to {elsewhere}, which is not followed. Give that address"
+                    )
                 session.connection = connect(self._place)
-            if session.elsewhere is None:
-                session.elsewhere = session.look.begin(partial(leads_elsewhere, self._place, name))
             return session.connection
-
-    def _must_stay(self, session: _Session) -> None:
-        """Raises UnreachableError where the server sends to another scheme; asked beside the first request."""
-        if session.elsewhere is not None and (elsewhere := self._got(session.elsewhere)):
-            raise UnreachableError(
-                f"{self.location}: sends elsewhere, to {elsewhere}, which is not followed. Give that address"
-            )
 
     def _url(self, name: str) -> str:
         return self.location if name == self.file else f"{self.location}/{name}"
