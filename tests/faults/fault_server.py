@@ -7,7 +7,7 @@ drawn from a seed, it does one of these instead:
     refused   the connection is reset before any answer    reset     ... in the middle of the body
     short     the connection ends in the middle of the body, as if it were whole
     drip      `rate` bytes a second, for `drip_s`          stall     nothing for `stall_s`, in the middle or before
-    wrong     one bit of the body is another one           plain     the whole file, whatever was asked for
+    wrong     a bit of the body, none near it before       plain     the whole file, whatever was asked for
     stale     another object: other bytes, another ETag; 412 to If-Match
     swapped   the same, to If-Match too: a server that does not know it
 
@@ -107,6 +107,7 @@ class Ledger:
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     times: Counter[tuple[str, int]] = field(default_factory=Counter)  # that a range was asked for
     struck: Counter[tuple[int, str, int]] = field(default_factory=Counter)  # by a plan
+    wrong: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # ranges of each path with a wrong bit
     seen: Counter[int] = field(default_factory=Counter)  # requests that a plan is about
     keys: Counter[str] = field(default_factory=Counter)  # requests signed with each
 
@@ -123,6 +124,11 @@ class Ledger:
                 draws = random.Random(f"{plan.seed} {number} {path} {stop} {self.times[path, stop]}")
                 kind = _drawn(plan.chances, draws.random())
                 spared = self.seen[number] <= plan.first or 0 < plan.most <= self.struck[number, path, stop]
+                if kind == "wrong" and plan.most:
+                    # Whoever asks once more, for whatever part, gets it right: a range is struck once.
+                    known = self.wrong.setdefault(path, [])
+                    spared = spared or any(start < last and first < stop for first, last in known)
+                    known += [] if spared else [(start, stop)]
                 if kind and not spared:
                     self.struck[number, path, stop] += 1
                     self.faults[kind] += 1
@@ -136,7 +142,7 @@ class Ledger:
 
     def key(self) -> bytes:
         """A new access key."""
-        plan = self.plans[0]
+        plan = self.plans[0] if self.plans else FaultPlan()
         with self.lock:
             name = f"AKIDFAULT{len(self.keys):07d}"
             self.keys[name] = 0
@@ -144,10 +150,12 @@ class Ledger:
         names = {"AccessKeyId": name, "SecretAccessKey": f"hidden-{name}", "SessionToken": f"token-{name}"}
         return json.dumps({"Version": 1, **names, "Expiration": expires.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
 
-    def missed(self, path: str) -> None:
+    def missed(self, path: str, asked: str) -> None:
         """Counts a request for what is not there."""
+        first, last = [*re.findall(r"\d+", asked), "0", "0"][:2]
         with self.lock:
             self.requests[path] += 1
+            self.asked.append((path, int(first), int(last) + 1))
             self.faults["missing"] += 1
 
     def refusal(self, authorization: str) -> tuple[int, str, str] | None:
@@ -200,7 +208,8 @@ class Connection:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:  # the client has gone
             pass
-        self.socket.close()
+        finally:
+            self.socket.close()
 
     def one(self) -> bool:
         """Answers one request; whether there was one."""
@@ -230,7 +239,7 @@ class Connection:
             return
         file = (self.folder / path).resolve()
         if not file.is_relative_to(self.folder) or not file.is_file():
-            self.ledger.missed(path)
+            self.ledger.missed(path, headers.get("range", ""))
             self.refuse(404, "NoSuchKey", "", head)
             return
         size = file.stat().st_size
