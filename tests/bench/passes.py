@@ -184,7 +184,6 @@ def _work(pipe: Connection, reader: Reader, site: Site, check: bool) -> None:
         pipe.send(("closed", {**found, "clips": count, "fetched": fetched, "digests": digests}))
     except BaseException as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
-        raise
 
 
 def digest(rgb: Any, flow: Any) -> str:

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     present = installed()
     chosen = {"all": list(present), "none": []}.get(asked.peers[0], asked.peers)
     if asked.quick:
-        chosen = []
+        chosen, asked.repeats, asked.starts = [], 1, False
     if missing := [name for name in chosen if name not in present]:
         raise SystemExit(f"--peers {' '.join(missing)}: not installed; install the extra: pip install -e '.[bench]'")
     shapes = [Shape(rtt_ms=rtt, mbit=mbit) for rtt in asked.rtt for mbit in asked.mbit]
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                 progress=progress,
             )
         )
-        readers = [reader for reader in all_readers(chosen, config) if reader.server in there.sites]
+        readers = [reader for reader in all_readers(chosen, config, quick=asked.quick) if reader.server in there.sites]
         readers = [reader for reader in readers if not asked.only or any(word in reader.name for word in asked.only)]
         must_agree(readers, there, folder, progress)
         before = os.getloadavg()[0]
@@ -135,11 +135,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def all_readers(peers: Sequence[str], config: Config) -> Iterator[Reader]:
+def all_readers(peers: Sequence[str], config: Config, *, quick: bool = False) -> Iterator[Reader]:
     """Every reader, those of a server together."""
     others = remote_peers.readers(peers, config.train.sub_batch)
     for server in ("HTTP", "S3"):
-        yield from plain_gets.readers(server)
+        yield from plain_gets.readers(server, **({"obstore": (8,), "urllib3": (8,)} if quick else {}))
         yield from from_afar.readers(server)
         yield from (one for one in others if one.server == server)
 

@@ -71,7 +71,8 @@ def readers(names: Sequence[str], batch: int) -> list[Reader]:
                 server="S3",
                 settings="optimize(chunk_bytes='64MB'), four leaves of bytes, StreamingDataset('s3://...',"
                 " cache_dir=..., storage_options={'endpoint_url': ...}, shuffle=False),"
-                f" StreamingDataLoader(batch_size={batch}, num_workers={cores()}); it has no download over plain HTTP",
+                f" StreamingDataLoader(batch_size={batch}, num_workers={cores()}); it has no download over plain HTTP;"
+                " the options of its obstore client got allow_http, which it has no setting for and this server needs",
                 open=by_litdata,
                 whole=True,
                 keeps=True,
@@ -177,7 +178,9 @@ def by_streaming(site: Site, count: int) -> Iterator[Opened]:
 def by_litdata(site: Site, count: int) -> Iterator[Opened]:
     """LitData's chunks, fetched whole into its folder by its workers."""
     import litdata
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
     work = _work(site)
 
     class Clips(litdata.StreamingDataset):  # type: ignore[misc]
