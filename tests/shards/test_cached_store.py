@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from shards.access import Access
 from shards.errors import CorruptRecordError, ShardError, TruncatedShardError, UnreachableError
 from shards.manifest import ShardFile
+from shards.split import open_split
 from shards.stores import Range, later, remote
 from shards.stores.cached import CachedStore
 from shards.stores.remote import RemoteStore
@@ -152,6 +153,21 @@ def test_a_range_past_the_end_is_refused_in_every_way(folder, url, plain_url, tm
             store.fetch([whole(folder, 4)])
             with pytest.raises(TruncatedShardError, match=r"train-000004\.tar.* ends before byte 513"):
                 store.fetch([Range(name(4), 500, 513)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_split_is_the_same_in_every_way(make_split, serve, tmp_path, way):
+    make_split(tmp_path / "split1", train=5, test=2, frames=4)
+    with open_split(tmp_path / "split1") as local:
+        expected = [local.read("train", record) for record in range(5)]
+    for address in (served := serve(tmp_path).url, f"{served}/plain"):
+        access = Access(**WAYS[way] | {"cache": tmp_path / "cache", "cache_limit": 10_000_000})
+        for name in ("split1", "split1/train-000000.tar"):
+            with open_split(f"{address}/{name}", access=access) as split:
+                count = len(split.index("train"))
+                for _ in range(2):
+                    found = [split.read("train", record) for record in range(count)]
+                    assert [{member: bytes(one[member]) for member in one} for one in found] == expected[:count]
 
 
 # Whole shards
