@@ -33,7 +33,8 @@ def strays(manifest: Manifest, folder: Path) -> list[Path]:
 
 def pieces(store: Store, file: ShardFile) -> Iterator[Blob]:
     """The bytes of `file` as they lie in `store`, from first to last; the store may hold more or fewer."""
-    if (from_afar := getattr(store, "whole", None)) is not None:  # several requests ahead
+    from_afar: Callable[[str], Iterator[Blob]] | None = getattr(store, "whole", None)
+    if from_afar is not None:  # several requests ahead, past any cache
         yield from from_afar(file.name)
         return
     size, read = store.size(file.name), store.reader(file.name)

@@ -100,6 +100,10 @@ class CachedStore:
 
         return read
 
+    def whole(self, blob: str) -> Iterator[Blob]:
+        """The bytes of `blob` in order, as it is there now, for those who keep them elsewhere: nothing is kept here."""
+        return self._remote.whole(blob)
+
     def fetch(self, ranges: Sequence[Range]) -> list[Blob]:
         """The bytes of each range, in order.
 

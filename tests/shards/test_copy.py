@@ -264,3 +264,12 @@ def test_a_copy_from_afar_that_was_interrupted_asks_for_the_rest_alone(
         "train-000001.tar",
         "test.index",
     }
+
+
+def test_a_copy_from_a_server_without_ranges_keeps_nothing_elsewhere(
+    source: Path, tmp_path: Path, serve: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy_split(f"{serve(source).url}/plain", tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(source)
+    assert not (tmp_path / "cache").exists()
