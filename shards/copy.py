@@ -20,7 +20,7 @@ import lmdb
 
 from shards.errors import CorruptRecordError, ShardError
 from shards.format import MEMBERS, Members, decode, key_of, record_sha256
-from shards.index import Row
+from shards.index import Row, row_of
 from shards.manifest import NAME, Manifest, Part, ShardFile, dump_manifest, parse_manifest
 from shards.split import Split, open_split
 from shards.stores.connect import is_url, place_of
@@ -58,7 +58,7 @@ def copy_split(
         raise ShardError(f"{place_of(str(target)).shown}: expected a folder; shards.publish.publish sends to a bucket")
     path = Path(target)
     kind = kind_of(path)
-    with open_split(source) as split:
+    with open_split(source, thorough=True) as split:
         if (there := _there(path, split, kind)) is not None:
             return there
         partial = path.with_name(path.name + ".partial")
@@ -180,7 +180,7 @@ def _counted(split: Split, progress: Progress | None) -> Records:
 
     def records(part: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Members]]:
         nonlocal done
-        checked = in_order(rows, lambda row: (row, _checked(split, part, row)), threads=THREADS, ahead=THREADS)
+        checked = in_order(rows, lambda row: _checked(split, part, row), threads=THREADS, ahead=THREADS)
         with closing(checked):  # type: ignore[type-var]  # a generator
             for one in checked:
                 yield one
@@ -191,12 +191,15 @@ def _counted(split: Split, progress: Progress | None) -> Records:
     return records
 
 
-def _checked(split: Split, part: str, row: Row) -> Members:
+def _checked(split: Split, part: str, row: Row) -> tuple[Row, Members]:
+    """The members of a record, and its row; one with a member per frame gets that of its four members."""
     members, where = split.members(part, row), f"{split.location}: {part} record {row.record} ({row.key})"
     record = decode(members, where)
     if record_sha256(members) != row.sha256 or key_of(record.name) != row.key:
         raise CorruptRecordError(f"{where}: is another record than the index says; copy or build the split again")
-    return members
+    if row.loose:
+        row = row_of(row.key, record, members, number=row.record, shard=row.shard)
+    return row, members
 
 
 def _to_tar(split: Split, folder: Path, records: Records) -> dict[str, Part]:
@@ -214,6 +217,7 @@ def _to_tar(split: Split, folder: Path, records: Records) -> dict[str, Part]:
 
 def _to_lmdb(split: Split, folder: Path, records: Records) -> dict[str, Part]:
     rows = {part: list(split.index(part)) for part in split.manifest.parts}
+    written: dict[str, list[Row]] = {part: [] for part in rows}
     # Each value takes whole pages, and its key a place in a leaf; half as much again for what a transaction rewrites.
     pages = sum(-(-_size(row) // PAGE) + 2 * len(MEMBERS) for part in rows.values() for row in part)
     map_size = (pages + pages // 2) * PAGE + PENDING
@@ -222,6 +226,7 @@ def _to_lmdb(split: Split, folder: Path, records: Records) -> dict[str, Part]:
         for part, part_rows in rows.items():
             pending: list[tuple[bytes, Any]] = []
             for row, members in records(part, part_rows):
+                written[part].append(row)
                 pending += [(value_key(part, row.key, member).encode(), members[member]) for member in MEMBERS]
                 if sum(len(value) for _, value in pending) > PENDING:
                     _put(environment, pending)
@@ -239,7 +244,7 @@ def _to_lmdb(split: Split, folder: Path, records: Records) -> dict[str, Part]:
             (ShardFile(name=DATA, size=size, sha256=sha256, records=len(part_rows)),),
             split.index(part).shards,
         )
-        for part, part_rows in rows.items()
+        for part, part_rows in written.items()
     }
 
 
@@ -252,12 +257,13 @@ def _put(environment: Any, values: Sequence[tuple[bytes, Any]]) -> None:
 def _to_files(split: Split, folder: Path, records: Records) -> dict[str, Part]:
     parts = {}
     for part in split.manifest.parts:
-        index = split.index(part)
+        index, written = split.index(part), list[Row]()
         (folder / part).mkdir()
         for row, members in records(part, list(index)):
+            written.append(row)
             for member in MEMBERS:
                 (folder / part / f"{row.key}.{member}").write_bytes(members[member])
-        parts[part] = finish_part(folder, part, list(index), (), index.shards)
+        parts[part] = finish_part(folder, part, written, (), index.shards)
     os.sync()  # thousands of files: waiting once, and not for each
     return parts
 

@@ -32,7 +32,9 @@ def files_of(read: Read, size: int, where: str) -> Iterator[Member]:
             if long_name or position + 2 * BLOCK > size or any(read(position + BLOCK, position + 2 * BLOCK)):
                 raise TruncatedShardError(f"{where}: no end mark at byte {position}; joined, damaged or cut. {_AGAIN}")
             return
-        kind, name, length = _header(block, position, where)
+        kind, short_name, length = _header(block, position, where)
+        # A name that was too long may have been cut within a character: it is looked at only where no other is told.
+        name = long_name or _text(short_name, position, where)
         start, stop = position + BLOCK, position + BLOCK + length
         if stop > size:
             raise TruncatedShardError(f"{where}: {name} ends at byte {stop}, but the file has {size} bytes. {_AGAIN}")
@@ -41,20 +43,22 @@ def files_of(read: Read, size: int, where: str) -> Iterator[Member]:
                 raise FormatError(f"{where}: a name of {length} bytes at byte {start}; expected {LONGEST_EXTENDED}")
             data = bytes(read(start, stop))
             found = _text(data.rstrip(b"\0"), start, where) if kind == _LONG_NAME else _path(data, start, where)
+            if found and kind == _NOTE_FOR_ALL:
+                raise FormatError(f"{where}: a path for all files at byte {start}; expected one for each")
             long_name = found or long_name
         elif kind == _FOLDER:
             long_name = ""
         elif kind in _FILE:
-            yield Member(name=(long_name or name).removeprefix("./"), offset=start, size=length)
+            yield Member(name=name.removeprefix("./"), offset=start, size=length)
             long_name = ""
         else:
             raise FormatError(
-                f"{where}: {long_name or name} at byte {position} is of type {kind!r}; expected files and folders only"
+                f"{where}: {name} at byte {position} is of type {kind!r}; expected files and folders only"
             )
         position = start + -(-length // BLOCK) * BLOCK
 
 
-def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
+def _header(block: bytes, position: int, where: str) -> tuple[bytes, bytes, int]:
     """Type, name and length of a header, once its checksum is found to be right."""
     if octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         if position == 0 and block[257:262] != b"ustar":
@@ -66,8 +70,8 @@ def _header(block: bytes, position: int, where: str) -> tuple[bytes, str, int]:
     if length is None:
         raise FormatError(f"{where}: the tar header at byte {position} has no readable length, or 8 GiB and more")
     prefix = block[345:500] if block[257:263] == b"ustar\0" else b""  # GNU has times there
-    name, above = (_text(field.split(b"\0", 1)[0], position, where) for field in (block[:100], prefix))
-    return block[156:157], f"{above}/{name}" if above else name, length
+    name, above = (field.split(b"\0", 1)[0] for field in (block[:100], prefix))
+    return block[156:157], above + b"/" + name if above else name, length
 
 
 def _text(data: bytes, position: int, where: str) -> str:

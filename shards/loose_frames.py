@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,10 @@ class _Found:
 def is_loose(read: Read, size: int, where: str) -> bool:
     """Whether the tar begins with a member per frame; what its first few files are called decides."""
     try:
-        for number, file in enumerate(files_of(read, size, where)):
-            found = _MEMBER.fullmatch(file.name)
-            if found is not None and _FRAME.fullmatch(found[2]):
-                return True
-            if number >= 3 or (found is not None and found[2] == INDEX):
-                return False
+        named = (_MEMBER.fullmatch(file.name) for file in islice(files_of(read, size, where), 64))
+        for found in islice(filter(None, named), 4):
+            if _FRAME.fullmatch(found[2]) or found[2] == INDEX:
+                return found[2] != INDEX
     except ShardError:
         pass  # whoever reads it says what is wrong
     return False

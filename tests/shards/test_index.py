@@ -80,6 +80,7 @@ def plain(row: Row) -> dict[str, Any]:
         place = getattr(row, stream)
         tree[stream] = {field: getattr(place, field) for field in StreamPlace.__dataclass_fields__}
         tree[stream] |= {"ends": place.ends.tolist(), "crcs": place.crcs.tolist()}
+        tree[stream]["starts"] = None if place.starts is None else place.starts.tolist()
     return tree
 
 

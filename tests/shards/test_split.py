@@ -116,7 +116,7 @@ def test_an_empty_folder_says_how_to_fill_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["pipe:cat /etc/passwd", "file:///etc", "ftp://host/x", "gs://bucket/x", "pipe://x.tar", "http:///x", "PIPE:ls"],
+    ["pipe:cat /etc/passwd", "file:///etc", "ftp://host/x", "sftp://host/x", "pipe://x.tar", "http:///x", "PIPE:ls"],
 )
 def test_places_that_are_not_read_are_refused_without_trying(location: str) -> None:
     with pytest.raises(UnreachableError, match="not a kind of location that is read"):
