@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,6 +20,7 @@ from shards.stream import Clip, pair_images
 from stmul.arenas import Arenas
 from stmul.clips import NO_PAIR, Instants, stacks
 from stmul.decode import Decoded, Encoded, decode
+from tests.hostile import bounded, spoiled
 
 forms = st.sampled_from(
     [
@@ -276,3 +277,38 @@ def test_a_gpu_decodes_to_a_few_levels(make_record):
     clips = some_clips(make_record)
     found = Encoded(tuple(clips)).to(torch.device("cuda")).arena.cpu()
     assert (found.float() - decode(clips).arena.float()).abs().max() <= 8
+
+
+def claiming(whole: bytes, width: int, height: int) -> bytes:
+    """A JPEG with another size in its frame header."""
+    at = next(at for at in range(len(whole)) if whole[at] == 0xFF and whole[at + 1] in (0xC0, 0xC2))
+    return whole[: at + 5] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + whole[at + 9 :]
+
+
+@pytest.mark.parametrize("agreeing", [True, False])
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+@pytest.mark.parametrize("size", [(65535, 65535), (65535, 500), (8192, 4096), (8192, 8192), (1, 65535), (0, 0)])
+def test_no_memory_is_set_aside_for_a_jpeg_that_claims_what_cannot_be(make_record, monkeypatch, size, stream, agreeing):
+    base = make_record("v_x", frames=2, width=32, height=24)
+    rgb, flow = [bytes(base.rgb[0]), bytes(base.rgb[1])], [bytes(base.flow[0]), bytes(base.flow[1])]
+    jpegs = rgb if stream == "rgb" else flow
+    jpegs[1] = claiming(jpegs[1], *size)
+    clip = clip_of(record_of(base, rgb, flow, *(size if agreeing else (32, 24))), [0, 1], np.zeros((2, 2), np.int64))
+    monkeypatch.setattr(torch, "empty", None)  # the arena
+    for decoder in (decode, lambda clips: Encoded(tuple(clips)).to(torch.device("cpu"))):
+        with bounded(1 << 20), pytest.raises(CorruptRecordError, match=r"^v_x: a .*frame"):
+            decoder([clip])
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_spoiled_jpeg_is_a_picture_of_its_size_or_an_error(make_record, data):
+    base = make_record("v_x", frames=2, width=32, height=24)
+    first = data.draw(spoiled(bytes(base.rgb[0])))
+    record = record_of(base, [first or b"\0", bytes(base.rgb[1])], list(map(bytes, base.flow)), 32, 24)
+    with bounded(1 << 20):
+        try:
+            decoded = decode([clip_of(record, [0, 1], np.zeros((2, 2), np.int64))])
+        except CorruptRecordError:
+            return
+    assert decoded.rgb_FHWC(decoded.clips[0]).shape == (2, 24, 32, 3)
