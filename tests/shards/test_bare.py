@@ -334,3 +334,26 @@ def test_a_server_without_ranges_sends_such_tars_whole(
     with open_split(url, access=access) as split, open_split(root / "split1") as whole:
         known = clips(whole, "train")
         assert all(known[key] == clip for key, clip in clips(split, "train").items())
+
+
+def test_a_list_at_the_root_of_a_bucket_is_read(
+    root: Path, s3_server: str, aws: Callable[..., None], access: Access
+) -> None:
+    import boto3  # type: ignore[import-untyped]
+
+    aws(
+        AWS_ENDPOINT_URL=s3_server,
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+        AWS_REGION="us-east-1",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="tars")
+    for path in (root / "split1").glob("*.tar"):
+        client.upload_file(str(path), "tars", path.name)
+    name = "{train-000001,test-000000}.tar"
+    with open_split(f"s3://tars/{name}", access=access) as split, open_split(f"{root}/split1/{name}") as local:
+        assert split.manifest.digest == local.manifest.digest
+        assert clips(split, "train") == clips(local, "train")
+        assert clips(split, "test") == clips(local, "test")
