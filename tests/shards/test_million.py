@@ -123,7 +123,7 @@ def timed(work):
 
 small = Path(sys.argv[2])
 with open_split(small) as split:  # what is imported, and what is allocated once, is not this split's
-    split.index("train").row(3), split.index("train").shard_of()
+    split.index("train").row(0), split.index("train").shard_of()
     Order(count=10, seed=1).epoch(0)
 before, figures = held(), {}
 split, figures["split_s"] = timed(lambda: open_split(sys.argv[1]))
@@ -166,10 +166,9 @@ def test_rows_of_a_made_up_index_read_as_they_were_made(tmp_path: Path) -> None:
     with open_split(write_split(tmp_path / "split", 2000)) as split:
         index = split.index("train")
         assert len(index) == 2000
-        for record in (0, 1, 1000, 1998, 1999):
+        for record in (0, 1000, 1999):  # the others' tables are a hole in the file, and refused
             row = index.row(record)
             assert (row.key, row.label, row.shard) == (f"v_{record:07d}", record % 400, record // PER_SHARD)
             assert (row.frames, row.sha256, row.fps, row.header_size) == (FRAMES, b"s" * 32, (25, 1), 900)
-            last = 1000 * FRAMES if record in (0, 1000, 1999) else 0
-            assert (len(row.rgb.ends), int(row.rgb.ends[-1])) == (FRAMES, last)
+            assert (len(row.rgb.ends), int(row.rgb.ends[-1])) == (FRAMES, 1000 * FRAMES)
             assert len(row.flow.crcs) == 2 * (FRAMES - 1)
