@@ -13,7 +13,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ class Hands:
         self._most, self._name, self.process = most, name, os.getpid()
         self._todo: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads = 0
+        self._threads, self._under_way = 0, set[Future[Any]]()
         self.open = 0  # tasks begun and not done
         self.closed = False  # nothing more is begun
         if awaited:
@@ -50,9 +51,12 @@ class Hands:
         return future
 
     def close(self) -> None:
-        """Gives up what was not begun; the threads go when they have done what they are at."""
+        """Gives up all that is not done: who waits is told so. The threads go when they have done what they are at."""
         with self._lock:
             self.closed = True
+            for future in self._under_way:
+                with suppress(InvalidStateError):  # just done
+                    future.set_exception(CancelledError())
             try:
                 while (task := self._todo.get_nowait()) is not None:
                     _cancel(task[0])
@@ -65,14 +69,23 @@ class Hands:
     def _serve(self) -> None:
         while (task := self._todo.get()) is not None:
             future, work = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:  # whatever it is: it is raised where the result is asked for
-                    future.set_exception(error)
-            del task, future, work
             with self._lock:
+                wanted = future.set_running_or_notify_cancel()
+                if wanted and self.closed:
+                    future.set_exception(CancelledError())
+                    wanted = False
+                elif wanted:
+                    self._under_way.add(future)
+            if wanted:
+                with suppress(InvalidStateError):  # given up meanwhile
+                    try:
+                        future.set_result(work())
+                    except BaseException as error:  # whatever it is: it is raised where the result is asked for
+                        future.set_exception(error)
+            with self._lock:
+                self._under_way.discard(future)
                 self.open -= 1
+            del task, future, work
 
 
 def at_work(seconds: float = 0.0) -> bool:
