@@ -10,6 +10,7 @@ frame is read through either way.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from shards.tar import BLOCK, Member, members
 AT_ONCE = 8  # tars
 WINDOW = 16 << 10  # bytes read where a record begins: its label and its table of contents, for up to 600 frames
 LARGEST_WINDOW = 1 << 20
+MOST_CLASSES = 1 << 20  # those that do not occur in the tars get names, too
 UNKNOWN = bytes(32)  # in the place of a record's SHA-256
 
 Out = TypeVar("Out")
@@ -139,10 +141,12 @@ def _classes(store: Store, tars: Mapping[str, _Scanned]) -> tuple[str, ...]:
                     f"{store.location}: label {label} is {names[label]!r} in {first[label]} and {name!r} in {tar}"
                 )
             first.setdefault(label, tar)
+    if max(names) >= MOST_CLASSES:
+        raise FormatError(f"{store.location}: a record with label {max(names)}, expected less than {MOST_CLASSES}")
     classes = tuple(names.get(label, f"unknown-{label}") for label in range(max(names) + 1))
-    if len(set(classes)) != len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise FormatError(f"{store.location}: the class {twice!r} has two labels")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise FormatError(f"{store.location}: the class {twice[0]!r} has two labels")
     return classes
 
 

@@ -146,7 +146,10 @@ def encode(record: Record) -> dict[str, bytes]:
         "cls_crc": crc32c(cls),
         "crc": bytes(4),
     }
-    header = msgpack.packb(fields)[:-4]
+    try:
+        header = msgpack.packb(fields)[:-4]
+    except (ValueError, OverflowError) as error:  # halves of characters, numbers of more than 64 bits
+        raise FormatError(f"{record.name}: something in it cannot be stored: {error}") from error
     header += crc32c(header).to_bytes(4, "little")
     parse_index(header, record.name)  # what could not be read must not be written
     return {CLS: cls, INDEX: header, FLOW: bytes(record.flow.blob), RGB: bytes(record.rgb.blob)}

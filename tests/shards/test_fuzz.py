@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.access import Access
 from shards.errors import CorruptRecordError, FormatError, ShardError, StateMismatchError
 from shards.format import INDEX, MEMBERS, MOST_PIXELS, RGB, crc32c, decode, encode, key_of, parse_index
 from shards.index import HEADER_SIZE, Index, parse_index_bytes, records_of
@@ -33,13 +35,16 @@ from shards.record import Frames, Record
 from shards.split import open_split
 from shards.stream import read_clips
 from shards.tar import BLOCK, members
+from shards.writer import write_shard
 from tests.conftest import drawn_record, drawn_split
 from tests.hostile import NUMBERS, bounded, nested, paths, replaced, spoiled
+from tests.shards.test_frame_members import frame_files
 
 FEW = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 ROW = struct.Struct("<QI2I32sQQIQ QIHHII QIHHII")  # a row of an index, before its CRC
 
 Read = TypeVar("Read")
+NOWHERE = Access(cache=Path("/dev/null/nowhere"))  # indexes made of tars are not kept
 
 ODD: list[Any] = [
     *(None, True, 0, -1, 1.5, "", "x", "a/b", "../x", "\0", "x" * 70_000, b"", b"x" * 70, {}, {"a": 1}, []),
@@ -395,6 +400,83 @@ def test_random_bytes_are_no_shard_no_index_no_manifest_and_no_header(data: byte
     read_index(sealed_index(b"STMULIDX\x01\0\0\0" + struct.pack("<I", ROW.size + 8) + data, records=0))
     read_header(sealed_header(data))
     read_manifest(data)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, bytes]:
+    """A tar as we write it, and one with a member per frame."""
+    buffer, record = io.BytesIO(), drawn_record("v_x", frames=3)
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in frame_files(record):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return {"ours": (folder / "train-000001.tar").read_bytes(), "a member per frame": buffer.getvalue()}
+
+
+@FEW
+@given(data=st.data(), sealed=st.booleans(), thorough=st.booleans())
+@pytest.mark.parametrize("kind", ["ours", "a member per frame"])
+def test_a_spoiled_tar_by_itself_is_refused_or_read(
+    alone: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    data: Any,
+    sealed: bool,
+    thorough: bool,
+) -> None:
+    damaged = data.draw(spoiled(alone[kind]))
+    path = tmp_path_factory.getbasetemp() / "train-000000.tar"
+    path.write_bytes(sealed_tar(damaged) if sealed else damaged)
+    with bounded(1 << 24), suppress(ShardError), open_split(path, access=NOWHERE, thorough=thorough) as split:
+        for record, frames in enumerate(split.index("train").frames().tolist()):
+            read_clips(split, "train", [(record, record, All(np.arange(frames), np.arange(frames - 1)))])
+            decode(split.read("train", record))
+
+
+NOTES = [b"", b"[" * 60_000, b"7" * 60_000, b"-1", b"1e999", b"NaN", b"\xff", b"\xb2", b" 1 ", b"0" * 11, b"4294967296"]
+NOTES += [
+    b'{"fps": 1e999}',
+    b'{"fps": [1, 0]}',
+    b'{"fps": -1}',
+    b'{"fps": NaN}',
+    b'{"class": "\\ud800"}',
+    b'{"class": ""}',
+]
+NOTES += [b'{"fps": [1e308, 1e-308]}', b'{"fps": 1e-300}', b'{"class": 7, "fps": "x"}', b'{"a":' * 9000, b"2147483647"]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: repr(note[:20]))
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_odd_notes_of_a_tar_with_a_member_per_frame_are_refused_or_read(
+    tmp_path: Path, note: bytes, ending: str
+) -> None:
+    path = tmp_path / "train-000000.tar"
+    with tarfile.open(path, mode="w") as tar:
+        for name, data in frame_files(drawn_record("v_x", frames=2)):
+            said = note if name.endswith(ending) else data
+            entry = tarfile.TarInfo(name)
+            entry.size = len(said)
+            tar.addfile(entry, io.BytesIO(said))
+    with bounded(1 << 24), suppress(ShardError), open_split(path, access=NOWHERE) as split:
+        assert all(name.encode() for name in split.manifest.classes)
+        decode(split.read("train", 0))
+
+
+def test_a_label_beyond_all_classes_sets_no_memory_aside(tmp_path: Path) -> None:
+    path = tmp_path / "train-000000.tar"
+    with folder_of(path, drawn_record("v_x", frames=2, label=2**31 - 1)) as written, bounded(1 << 24):
+        for thorough in (False, True):
+            with pytest.raises(FormatError, match="a record with label 2147483647, expected less than"):
+                open_split(written, access=NOWHERE, thorough=thorough)
+
+
+@contextmanager
+def folder_of(path: Path, record: Record) -> Iterator[Path]:
+    """A tar of one record, while it is wanted."""
+    write_shard(path, [(key_of(record.name), encode(record))])
+    yield path
+    path.unlink()
 
 
 # Saved positions
