@@ -70,6 +70,7 @@ class Index:
         self.size: int = size  # bytes of the file
         self.head: int = self._starts[5]  # bytes before the tables
         self._column_crcs = fields[12:15]
+        self.classes = 1 << 31  # labels are less than that
         self._data: Blob | mmap.mmap | None = data
         self._checked: dict[int, NDArray[Any]] = {}
         self._sound = bytearray(self._count)  # 1: the tables of this record make sense; whoever wrote them wrote once
@@ -185,6 +186,11 @@ class Index:
             known = np.frombuffer(self._bytes(), ("<i4", _WORD, _WORD)[column], self._count, self._starts[column])
             if (found := crc32c(known.data.cast("B"))) != (expected := self._column_crcs[column]):
                 raise self._corrupt(f"column {('labels', 'frames', 'shards')[column]}", found, expected)
+            if column == 0 and self._count and not 0 <= known.min() <= known.max() < self.classes:
+                raise FormatError(
+                    f"{self.where}: labels from {known.min()} to {known.max()}, but there are {self.classes} classes."
+                    f" {_REBUILD}"
+                )
             self._checked[column] = known
         return known
 

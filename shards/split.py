@@ -118,6 +118,7 @@ class Split:
                 f"{index.where}: {len(index)} records in {index.size} bytes, but the manifest says"
                 f" {expected.records} in {expected.size}: of another build. Copy or build the split again"
             )
+        index.classes = len(self.manifest.classes)
         return index
 
 

@@ -129,7 +129,7 @@ def test_a_manifest_with_other_classes_is_found(copied: Callable[..., Path]) -> 
     write_manifest(path, replace(manifest, classes=("class1", "class0", "class2")))
     assert sum("but not in the manifest" in str(problem) for problem in found(folder)) == 5
     write_manifest(path, replace(manifest, classes=("class0",)))
-    assert any("label 1 is 'class1', but not in the manifest" in str(problem) for problem in found(folder))
+    assert any("labels from 0 to 2, but there are 1 classes" in str(problem) for problem in found(folder))
 
 
 def test_a_manifest_replaced_meanwhile_is_found(copied: Callable[..., Path]) -> None:

@@ -297,6 +297,20 @@ def test_a_key_that_is_no_name_of_a_file_is_refused_in_an_index(folder: Path, ke
         index.row(0)
 
 
+@pytest.mark.parametrize("label", [3, 2**31 - 1, 2**31, 2**32 - 1])
+def test_a_label_without_a_class_is_refused_in_an_index(folder: Path, tmp_path: Path, label: int) -> None:
+    array = bytearray((folder / "train.index").read_bytes())
+    struct.pack_into("<I", array, struct.unpack_from("<Q", array, 32)[0] + 4, label)
+    for name in ("manifest.json", "train-000000.tar", "train-000001.tar"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "train.index").write_bytes(sealed_index(bytes(array), records=3))
+    with open_split(tmp_path) as split:
+        index = split.index("train")
+        for act in (index.labels, lambda: index.row(0), lambda: list(index)):
+            with pytest.raises(FormatError, match="but there are 3 classes"):
+                act()
+
+
 @dataclass(frozen=True)
 class All:
     """Every frame of a clip, and no flow."""
