@@ -249,7 +249,7 @@ def test_a_flipped_bit_in_a_tar_alone_is_found_where_no_digest_is_known(folder: 
     data = path.read_bytes()
     try:
         with path.open("r+b", buffering=0) as file:
-            for position in range(len(data)):
+            for position in range(0, len(data), 3):
                 file.seek(position)
                 file.write(bytes([data[position] ^ 1 << seeded(0)(position)]))
                 with patient():
