@@ -45,7 +45,7 @@ def kind_of(error: Exception) -> Kind:
     text, status = str(error), status_of(error)
     if status == 412 or "Precondition" in text or "Precondition" in type(error).__name__:
         return "changed"
-    if "RangeNotSupported" in text:
+    if "RangeNotSupported" in text or "NotPartial" in text:  # http:// or s3://
         return "without ranges"
     if status == 416 or "UnexpectedRange" in text:
         return "ended"
