@@ -81,6 +81,7 @@ def tried(parse: Callable[[], Read], error: type[ShardError] = ShardError) -> Re
 def sealed_manifest(tree: Any) -> bytes:
     """A manifest with the digests that it ought to have."""
     if isinstance(tree, dict):
+        tree = dict(tree)
         with suppress(Exception):
             tree["digest"] = split_digest({name: part["digest"] for name, part in tree["parts"].items()})
         with suppress(Exception):
