@@ -127,7 +127,8 @@ class Ledger:
                 if kind == "wrong" and plan.most:
                     # Whoever asks once more, for whatever part, gets it right: a range is struck once.
                     known = self.wrong.setdefault(path, [])
-                    spared = spared or any(start < last and first < stop for first, last in known)
+                    probe = stop - start < 2  # who asks for one byte wants to know the size
+                    spared = spared or probe or any(start < last and first < stop for first, last in known)
                     known += [] if spared else [(start, stop)]
                 if kind and not spared:
                     self.struck[number, path, stop] += 1

@@ -316,20 +316,7 @@ def test_slow_bytes_are_waited_for_though_all_of_them_take_longer_than_the_deadl
     assert (clip.rgb, clip.flow) == (expected.rgb, expected.flow)
 
 
-@pytest.mark.parametrize("mode", ["auto", "ranges"])
-def test_a_server_without_ranges_gives_whole_shards_and_that_is_said_once(root, local, tmp_path, caplog, mode):
-    plan = FaultPlan(chances={"plain": 1.0}, most=0)
-    caplog.set_level(logging.WARNING, "shards")
-    with serving(root, plan) as server:
-        assert taken(address(server), STEPS, access=Access(mode=mode, cache=tmp_path / "cache")) == local
-        asked = Counter(path for path, _, _ in server.asked() if path.endswith(".tar"))
-    said = [record.getMessage() for record in caplog.records if record.name == "shards"]
-    assert len(said) == 1
-    assert not [secret for secret in SECRETS if secret in said[0]]
-    assert sum(asked.values()) <= RECORDS // PER_SHARD + 16 * SUB_BATCH * 7  # what 16 threads ask for at first
-
-
-# Keys that expire
+# Buckets
 
 
 @pytest.fixture
@@ -347,6 +334,23 @@ def signed(aws, tmp_path) -> Callable[[FaultServer], str]:
         return "s3://videos/split1"
 
     return configured
+
+
+@pytest.mark.parametrize("first", [0, 100], ids=["never", "no more"])
+@pytest.mark.parametrize(("mode", "scheme"), [("auto", "http"), ("ranges", "http"), ("ranges", "s3")])
+def test_a_server_without_ranges_gives_whole_shards_and_that_is_said_once(
+    root, local, signed, tmp_path, caplog, mode, scheme, first
+):
+    plan = FaultPlan(chances={"plain": 1.0}, most=0, first=first)
+    caplog.set_level(logging.WARNING, "shards")
+    with serving(root, plan) as server:
+        location = address(server) if scheme == "http" else signed(server)
+        assert taken(location, STEPS, access=Access(mode=mode, cache=tmp_path / "cache")) == local
+        asked = Counter(path for path, _, _ in server.asked() if path.endswith(".tar"))
+    said = [record.getMessage() for record in caplog.records if record.name == "shards"]
+    assert len(said) == 1
+    assert not [secret for secret in SECRETS if secret in said[0]]
+    assert sum(asked.values()) <= RECORDS // PER_SHARD + first + 16 * SUB_BATCH * 7  # what 16 threads ask for at first
 
 
 @pytest.mark.parametrize(("status", "seconds"), [(400, 3600), (403, 60)])
