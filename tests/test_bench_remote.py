@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.bench import remote
 from tests.bench.line import Line, Shape, line
-from tests.bench.passes import Passed
+from tests.bench.passes import Passed, Site
 from tests.bench.remote_tables import Report, Turn, as_markdown, goals, rate, tables
 
 SMALL = ("data.frames=3", "data.stack=4", "data.crop=32", "data.stride=[2, 6]", "train.sub_batch=2")
@@ -178,14 +178,27 @@ def test_a_reader_with_other_pixels_or_without_a_clip_is_refused(report, monkeyp
     right = {position: f"pixels of {position}" for position in range(found.clips)}
     wrong = {**right, 1: "others"} if fault == "pixels" else {key: right[key] for key in right if key != 1}
 
+    site = Site(
+        url="",
+        peers={},
+        environ={},
+        config=found.config,
+        wanted=(None,) * found.clips,
+        exact=(),
+        epoch=found.videos,
+        folder=Path(),
+    )
+
     class There:
         digests = right
-        sites = {"HTTP": type("Site", (), {"epoch": found.videos, "wanted": range(found.clips)})}  # noqa: RUF012
+        sites = {"HTTP": site}  # noqa: RUF012
         through = type("Line", (), {"shape": staticmethod(lambda shape: None)})
 
     def gives(digests):
-        monkeypatch.setattr(remote, "_passes", lambda *_, **__: [replace(a_pass(), digests=digests)])
-        remote.must_agree([reader], There, Path(), lambda text: None)
+        monkeypatch.setattr(
+            remote, "_passes", lambda *_, **__: [replace(a_pass(), positions=tuple(digests), digests=digests)]
+        )
+        remote.must_agree([reader], There, lambda text: None)
 
     gives(right)
     with pytest.raises(SystemExit, match="other pixels" if fault == "pixels" else "each once"):
@@ -194,7 +207,9 @@ def test_a_reader_with_other_pixels_or_without_a_clip_is_refused(report, monkeyp
 
 def a_pass(*, all_s: float = 2.0, clips: int = 10, down: int = 1000) -> Passed:
     """A pass that was not made."""
-    return Passed(open_s=1.0, first_s=1.5, all_s=all_s, cpu_s=1.0, clips=clips, fetched=clips, digests={}, down=down)
+    return Passed(
+        open_s=1.0, first_s=1.5, all_s=all_s, cpu_s=1.0, clips=clips, fetched=clips, positions=(), digests={}, down=down
+    )
 
 
 def test_ratios_are_taken_within_a_round_and_goals_say_no_where_they_fail(report):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -85,7 +85,8 @@ class Passed:
     cpu_s: float  # of its process and all below it, from the call
     clips: int
     fetched: int  # clips, with those fetched ahead
-    digests: Mapping[int, str]  # of the pixels of each clip, where asked for
+    positions: tuple[int, ...]  # of the clips, in the order in which they came
+    digests: Mapping[int, str]  # of the pixels of clips, where asked for
     down: int = 0  # bytes from the server
     connections: int = 0
     line_s: float = 0.0  # CPU of the line meanwhile
@@ -106,14 +107,18 @@ def prepare() -> None:
     multiprocessing.set_forkserver_preload(list(IMPORTED))
 
 
-def passed(reader: Reader, site: Site, through: Line, *, rtt_ms: float, check: bool = False) -> Passed:
+def passed(
+    reader: Reader, site: Site, through: Line, *, rtt_ms: float, checked: Container[int] = frozenset()
+) -> Passed:
     """A pass of a reader over its clips; everything it has asked for arrives before it is closed.
+
+    The pixels of clips whose positions are `checked` are digested.
 
     Raises RuntimeError where it fails.
     """
     context = multiprocessing.get_context("forkserver")
     mine, its = context.Pipe()
-    process = context.Process(target=_work, args=(its, reader, site, check))
+    process = context.Process(target=_work, args=(its, reader, site, checked))
     process.start()
     its.close()
     try:
@@ -161,7 +166,7 @@ def _cpu_s() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _work(pipe: Connection, reader: Reader, site: Site, check: bool) -> None:
+def _work(pipe: Connection, reader: Reader, site: Site, checked: Container[int]) -> None:
     """In the new process: begins when told, and closes when told."""
     os.environ.update(site.environ)
     try:
@@ -169,19 +174,21 @@ def _work(pipe: Connection, reader: Reader, site: Site, check: bool) -> None:
         cpu, began = _cpu_s(), time.perf_counter()
         with reader.open(site, reader.clips(site)) as opened:
             open_s = time.perf_counter() - began
-            count, first_s, digests = 0, 0.0, dict[int, str]()
+            positions, first_s, digests = list[int](), 0.0, dict[int, str]()
             for delivery in opened.deliveries:
                 first_s = first_s or time.perf_counter() - began
-                count += len(delivery.positions)
-                if check and opened.show is not None:
+                positions += delivery.positions
+                if opened.show is not None and any(position in checked for position in delivery.positions):
                     digests.update((position, digest(rgb, flow)) for position, rgb, flow in opened.show(delivery))
+            count = len(positions)
             all_s, at_end = time.perf_counter() - began, _cpu_s()
             pipe.send(("done", None))
             pipe.recv()
             fetched = opened.fetched() if opened.fetched is not None and not reader.whole else count
         cpu_s = (_cpu_s() if reader.processes else at_end) - cpu
         found = {"open_s": open_s, "first_s": first_s, "all_s": all_s, "cpu_s": cpu_s}
-        pipe.send(("closed", {**found, "clips": count, "fetched": fetched, "digests": digests}))
+        found |= {"clips": count, "fetched": fetched}
+        pipe.send(("closed", {**found, "positions": tuple(positions), "digests": digests}))
     except BaseException as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
 

@@ -71,7 +71,7 @@ def exact(split: Split, wanted: Sequence[Wanted]) -> tuple[Exact, ...]:
     return tuple(found)
 
 
-def readers(server: str, *, obstore: Sequence[int] = (64,), urllib3: Sequence[int] = (32,)) -> list[Reader]:
+def readers(server: str, *, obstore: Sequence[int], urllib3: Sequence[int], undecoded: bool) -> list[Reader]:
     """Through obstore and through urllib3, with so many requests at once; and through obstore undecoded."""
     found = []
     for name, get, some in (
@@ -98,7 +98,7 @@ def readers(server: str, *, obstore: Sequence[int] = (64,), urllib3: Sequence[in
             open=partial(reading, partial(by_obstore, many), False),
             pixels=False,
         )
-        for many in obstore[:1]
+        for many in obstore[:undecoded]
     ]
     return found
 

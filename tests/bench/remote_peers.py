@@ -22,6 +22,7 @@ from tests.bench.passes import Opened, Reader, Site
 from tests.bench.samples import Clip, Work, delivered, from_payload, loader_settings, loading, payload
 from tests.bench.wanted import Wanted, record_of
 
+SHARDS = 4  # so that two worker processes have two each
 WRITTEN = {"streaming": "mds", "litdata": "litdata"}  # folders of what is written for a peer; webdataset reads ours
 
 
@@ -69,7 +70,8 @@ def readers(names: Sequence[str], batch: int) -> list[Reader]:
                 name="LitData",
                 kind="peer",
                 server="S3",
-                settings="optimize(chunk_bytes='64MB'), four leaves of bytes, StreamingDataset('s3://...',"
+                settings=f"optimize(chunk_size=a {SHARDS}th of the videos), so that its workers share no chunk, which"
+                " each would fetch; four leaves of bytes, StreamingDataset('s3://...',"
                 " cache_dir=..., storage_options={'endpoint_url': ...}, shuffle=False),"
                 f" StreamingDataLoader(batch_size={batch}, num_workers={cores()}); it has no download over plain HTTP;"
                 " the options of its obstore client got allow_http, which it has no setting for and this server needs",
@@ -104,7 +106,7 @@ def write(name: str, split: Split, wanted: Sequence[Wanted], folder: Path, progr
             fn=sample,
             inputs=list(wanted),
             output_dir=str(folder),
-            chunk_bytes="64MB",
+            chunk_size=len(wanted) // SHARDS,
             num_workers=1,
             start_method="fork",
             verbose=False,

@@ -298,7 +298,8 @@ NOTES = (
     " new connection, one bandwidth for all connections in turns, at most 4 MiB under way in each. It has no loss and"
     " no slow start. It counts the bytes from the server, HTTP's own among them. Who reads ahead is let finish what it"
     " has asked for, and its bytes are set over the frames used of all those clips. CPU is of the reading process and"
-    " all below it (worker processes, curl), not of the servers and the line, which share the machine's cores with it.",
+    " all below it (worker processes, curl), not of the servers and the line, which share the machine's cores with it;"
+    " for ours it holds what was fetched ahead and not yet asked for, for peers the starts of their processes.",
     "",
     "Peers get our two blobs of JPEGs as bytes and decode only the frames wanted, with our decoder: their own lists of"
     " frames would decode a whole video for a clip. They fetch every byte of a video all the same. They check no"

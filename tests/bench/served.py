@@ -19,12 +19,12 @@ from tests.bench import plain_gets, remote_peers
 from tests.bench.line import Line, line
 from tests.bench.measure import Progress
 from tests.bench.passes import Site
+from tests.bench.remote_peers import SHARDS
 from tests.bench.wanted import PART, wanted_clips
 
 VENV = Path(__file__).parents[2] / ".venv" / "bin"
 BUCKET = "public"
 NAME = "split1"
-SHARDS = 4  # so that two worker processes of webdataset have two each
 AHEAD = 1200  # clips that may be fetched ahead of the last one asked for
 
 
