@@ -63,6 +63,7 @@ class FaultPlan:
     seed: int = 0
     most: int = 1  # times that a range is struck; 0: whenever it is drawn
     paths: str = ".*"  # regular expression: what is struck
+    whole: bool | None = None  # True: only requests for whole files are struck; False: only those for ranges
     first: int = 0  # requests for these paths that are spared at first
     at: float | None = None  # of a body, where it breaks off; None: drawn
     stall_s: float = 3.0
@@ -111,14 +112,14 @@ class Ledger:
     seen: Counter[int] = field(default_factory=Counter)  # requests that a plan is about
     keys: Counter[str] = field(default_factory=Counter)  # requests signed with each
 
-    def fault(self, path: str, start: int, stop: int) -> Fault:
+    def fault(self, path: str, start: int, stop: int, *, ranged: bool) -> Fault:
         """What befalls this request; it is counted."""
         with self.lock:
             self.requests[path] += 1
             self.asked.append((path, start, stop))
             self.times[path, stop] += 1
             for number, plan in enumerate(self.plans):
-                if not re.fullmatch(plan.paths, path):
+                if not re.fullmatch(plan.paths, path) or plan.whole is ranged:
                     continue
                 self.seen[number] += 1
                 draws = random.Random(f"{plan.seed} {number} {path} {stop} {self.times[path, stop]}")
@@ -247,7 +248,7 @@ class Connection:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         start = int(asked[1]) if asked else 0
         stop = min(int(asked[2] or size) + 1, size) if asked else size
-        fault = self.ledger.fault(path, start, stop)
+        fault = self.ledger.fault(path, start, stop, ranged=asked is not None)
         if fault.kind == "refused":
             raise BrokenError(reset=True)
         if fault.kind in ("busy", "wait"):

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Wish:
     mode: str = "ranges"
     cache: str = ""
     kind: str = "full"
+    pause_s: float = 0.0  # after each step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,7 @@ def main() -> None:
             clips = [astuple(clip) for clip in steps(reading, 1)]
             book.write(json.dumps({"state": reading.state().to_json(), "clips": clips}).encode() + b"\n")
             book.flush()
+            time.sleep(wish.pause_s)
 
 
 if __name__ == "__main__":

@@ -353,6 +353,32 @@ def test_a_server_without_ranges_gives_whole_shards_and_that_is_said_once(
     assert sum(asked.values()) <= RECORDS // PER_SHARD + first + 16 * SUB_BATCH * 7  # what 16 threads ask for at first
 
 
+BREAKS_OFF = pytest.mark.xfail(
+    reason="where there are no ranges, a body that breaks off twice ends the reading",
+    raises=UnreachableError,
+    strict=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [
+        ("busy", 3),
+        ("refused", 3),
+        ("short", 1),
+        ("reset", 1),
+        pytest.param("short", 3, marks=BREAKS_OFF),
+        pytest.param("reset", 3, marks=BREAKS_OFF),
+    ],
+)
+def test_a_whole_file_that_breaks_off_is_asked_for_again_where_there_are_no_ranges(root, local, tmp_path, kind, times):
+    breaks = FaultPlan(chances={kind: 1.0}, whole=True, most=times, paths=SHARDS)
+    plain = FaultPlan(chances={"plain": 1.0}, most=0, paths=SHARDS)
+    with serving(root, breaks, plain) as server:
+        assert taken(address(server), STEPS, access=Access(cache=tmp_path / "cache")) == local
+        assert server.faults()[kind] == times * RECORDS // PER_SHARD
+
+
 @pytest.mark.parametrize(("status", "seconds"), [(400, 3600), (403, 60)])
 def test_keys_that_expire_are_fetched_anew(root, local, signed, status, seconds):
     plan = FaultPlan(key_requests=500, key_seconds=seconds, expired_status=status)
