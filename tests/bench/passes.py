@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,7 +28,7 @@ from tests.bench.line import Line
 from tests.bench.variants import Delivery
 from tests.bench.wanted import Shown, Wanted
 
-IMPORTED = ("tests.bench.from_afar", "tests.bench.plain_gets", "obstore.store", "boto3", "urllib3", "webdataset")
+OURS = ("tests.bench.from_afar", "tests.bench.plain_gets", "obstore.store", "boto3", "urllib3")
 QUIET_S = 0.1  # and two round trips without a byte: nothing is under way any more
 PATIENCE_S = 120.0
 
@@ -102,9 +102,9 @@ class Passed:
         return 1000 * self.cpu_s / self.clips
 
 
-def prepare() -> None:
-    """Starts the process that others are forked from."""
-    multiprocessing.set_forkserver_preload(list(IMPORTED))
+def prepare(peers: Sequence[str]) -> None:
+    """Says what the process that others are forked from is to import: all that any of them will."""
+    multiprocessing.set_forkserver_preload([*OURS, "tests.bench.remote_peers", *peers])
 
 
 def passed(

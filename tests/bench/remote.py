@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if missing := [name for name in chosen if name not in present]:
         raise SystemExit(f"--peers {' '.join(missing)}: not installed; install the extra: pip install -e '.[bench]'")
     shapes = [Shape(rtt_ms=rtt, mbit=mbit) for rtt in asked.rtt for mbit in asked.mbit]
-    prepare()
+    prepare(chosen)
     with ExitStack() as stack:
         progress = stack.enter_context(progress_line())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stmul-bench-")))
