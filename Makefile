@@ -9,7 +9,7 @@ setting = $(if $($(1)),--set "$(2)=$($(1))")
 said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-network
+.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,9 @@ types: setup-dev  ## mypy --strict on the packages
 
 bench: .venv-bench/.installed  ## measure the loader beside others (SHARDS= ARGS="--half ... --out docs/benchmarks/NAME")
 	@shards="$(SHARDS)"; .venv-bench/bin/python -m tests.bench.loader --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)
+
+bench-remote: .venv-bench/.installed  ## the same for streaming (SHARDS= ARGS="--out docs/benchmarks/NAME"): 20 minutes
+	@shards="$(SHARDS)"; .venv-bench/bin/python -m tests.bench.remote --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)
 
 bench-network: setup-dev  ## the same for the network: minutes on a CPU
 	$(BIN)/python -m tests.bench.network $(ARGS)

@@ -107,7 +107,7 @@ class Budget:
             self._changed.notify_all()
 
     def _may(self, turn: int, size: int) -> bool:
-        limit = min(self.limit, FIRST + 2 * self.given)
+        limit = min(self.limit, FIRST + self.given)
         return turn == self._next and (not self.held or self.held + size <= limit)
 
 
