@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
 from shards.access import Access
 from shards.bare import Version, bare_split, in_threads
-from shards.errors import FormatError, UnreachableError
+from shards.errors import CorruptRecordError, FormatError, TruncatedShardError, UnreachableError
 from shards.format import MEMBERS, Members
 from shards.index import Index, open_index, parse_index_bytes
 from shards.loose_frames import loose_members
@@ -25,6 +27,8 @@ from shards.stores.files import FileStore
 from shards.stores.lmdb import DATA, LmdbStore
 from shards.stores.tar import TarStore
 from shards.tar_lists import TarList, by_part, tar_list
+
+T = TypeVar("T")
 
 
 class Split:
@@ -110,7 +114,7 @@ class Split:
         if self.folder is not None:
             index = open_index(self.folder / name)
         elif self._afar is not None:
-            index = open_ranged(self._afar, self.manifest.parts[part], f"{self.location}/{name}")
+            index = _twice(partial(open_ranged, self._afar, self.manifest.parts[part], f"{self.location}/{name}"))
         else:
             index = parse_index_bytes(self.store.small(name), f"{self.location}/{name}")
         if (index.size, len(index)) != (expected.size, expected.records):
@@ -159,7 +163,7 @@ def _remote(location: str, access: Access) -> Split:
     from shards.stores.remote import RemoteStore
 
     remote = RemoteStore(location, access)
-    manifest = parse_manifest(remote.small(NAME), f"{remote.location}/{NAME}")
+    manifest = _twice(lambda: parse_manifest(remote.small(NAME), f"{remote.location}/{NAME}"))
     if manifest.store != "tar":
         raise FormatError(
             f"{remote.location}: stored as {manifest.store}, which is read from a disk only. Serve it as tar:"
@@ -167,6 +171,14 @@ def _remote(location: str, access: Access) -> Split:
         )
     files = {shard.name: shard for part in manifest.parts.values() for shard in part.shards}
     return Split(CachedStore(remote, access, files), manifest, afar=remote)
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """What `read` gives, at the second try if not at the first: bytes may have been damaged on their way."""
+    try:
+        return read()
+    except (FormatError, CorruptRecordError, TruncatedShardError):
+        return read()
 
 
 def _bare(tars: TarList, access: Access, thorough: bool) -> Split:

@@ -47,6 +47,7 @@ PART = 8 << 20  # bytes of one request where a file is read through
 PARTS_AHEAD = 4
 PATIENCE = 10.0  # seconds after which who waits says so, and what others overtook is asked for a second time
 OVERTAKEN = 32  # answers to others meanwhile
+BROKEN = 4  # times that an answer without ranges may break off without having brought more
 RENEWALS = 3  # times that new credentials are looked for, for one request
 
 _user: list[int] = []  # the process in which obstore's threads run: one fact per process, whatever the stores
@@ -220,7 +221,25 @@ class RemoteStore:
             raise ShardError(f"{self.location}: closed while it was being read") from None
 
     def _plain(self, blob: str) -> Iterator[Blob]:
+        """All of a blob in one answer; where that breaks off, in another, of which the first bytes are passed over."""
+        done = broken = 0
+        while True:
+            at = 0
+            try:
+                for chunk in self._chunks(blob):
+                    at += len(chunk)
+                    if at > done:
+                        yield memoryview(chunk)[len(chunk) - (at - done) :]
+                        done, broken = at, 0
+                return
+            except UnreachableError:
+                broken += 1
+                if broken > BROKEN:
+                    raise
+
+    def _chunks(self, blob: str) -> Iterator[bytes]:
         import obstore
+        from obstore.exceptions import BaseError
 
         def ask(client: Client) -> GetResult:
             answer = obstore.get(client, blob)
@@ -228,8 +247,17 @@ class RemoteStore:
             return answer
 
         chunks = iter(self._asked(blob, ask).stream(min_chunk_size=PART))
-        while chunk := self._asked(blob, lambda _: next(chunks, b"")):
-            yield chunk
+        while True:
+            try:
+                chunk = next(chunks, b"")
+            except (BaseError, OSError, ValueError) as error:
+                failure = self._failure(error, blob, "")
+            else:
+                if not chunk:
+                    return
+                yield chunk
+                continue
+            raise failure  # outside of the handler, as in `_asked`
 
     def _part(self, wanted: Range) -> Blob:
         import obstore

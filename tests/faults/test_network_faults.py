@@ -180,7 +180,6 @@ def test_wrong_bytes_are_healed_by_asking_once_more_for_that_frame_alone(root, l
     assert undisturbed.bytes < paid.bytes < undisturbed.bytes + struck * 1500  # bytes: no frame is longer
 
 
-@pytest.mark.xfail(reason="a manifest or an index that arrives damaged is not asked for again", strict=True)
 @pytest.mark.parametrize("name", ["manifest.json", "train.index"])
 def test_wrong_bytes_in_what_is_read_first_are_healed_as_well(root, local, name):
     plan = FaultPlan(chances={"wrong": 1.0}, most=1, paths=f".*/{name}")
@@ -353,13 +352,6 @@ def test_a_server_without_ranges_gives_whole_shards_and_that_is_said_once(
     assert sum(asked.values()) <= RECORDS // PER_SHARD + first + 16 * SUB_BATCH * 7  # what 16 threads ask for at first
 
 
-BREAKS_OFF = pytest.mark.xfail(
-    reason="where there are no ranges, a body that breaks off twice ends the reading",
-    raises=UnreachableError,
-    strict=True,
-)
-
-
 @pytest.mark.parametrize(
     ("kind", "times"),
     [
@@ -367,8 +359,8 @@ BREAKS_OFF = pytest.mark.xfail(
         ("refused", 3),
         ("short", 1),
         ("reset", 1),
-        pytest.param("short", 3, marks=BREAKS_OFF),
-        pytest.param("reset", 3, marks=BREAKS_OFF),
+        ("short", 3),
+        ("reset", 3),
     ],
 )
 def test_a_whole_file_that_breaks_off_is_asked_for_again_where_there_are_no_ranges(root, local, tmp_path, kind, times):
