@@ -24,7 +24,7 @@ from tests.faults.delivery import BATCH, Delivered, steps, stream
 from tests.faults.fault_server import FaultPlan, FaultServer, serving
 
 CLIPS, RECORDS, PER_SHARD, FRAMES = 100_000, 20_000, 500, 4
-BOUND_S = 900  # on two cores, which the server shares; see below for what was measured
+BOUND_S = 900  # on two cores, which the server shares: 150 to 303 were measured while others kept them busy
 # Each strikes a range twice at most; a range is asked for in every epoch, so all together strike thousands of times.
 CHANCES = {"busy": 0.01, "wait": 0.005, "refused": 0.01, "reset": 0.01, "short": 0.01, "wrong": 0.01} | {
     "drip": 0.001,
@@ -102,7 +102,7 @@ def test_a_hundred_thousand_clips_come_once_each_through_every_fault_in_bounded_
 ):
     monkeypatch.setattr(connect, "TIMES", {**connect.TIMES, "read_timeout": timedelta(seconds=2)})
     chances = CHANCES if mode == "ranges" else {kind: min(0.1, 30 * chance) for kind, chance in CHANCES.items()}
-    faults = FaultPlan(chances=chances, seed=11, most=2, paths=SHARDS, whole=False, key_requests=20_000, **SLOWNESS)
+    faults = FaultPlan(chances=chances, seed=11, most=2, paths=SHARDS, key_requests=20_000, **SLOWNESS)
     # Towards the end the server forgets what ranges are.
     forgets = FaultPlan(chances={"plain": 1.0}, most=0, paths=SHARDS, first=180_000)
     access = Access(mode=mode, cache=tmp_path / "cache")
