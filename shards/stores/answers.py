@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from shards.errors import UnreachableError
+
 Kind = Literal["passing", "changed", "without ranges", "ended", "refused", "final"]
 
 WITHOUT_RANGES = (
@@ -28,6 +30,10 @@ _REASONS = {
     "redirect": "the server sends from address to address",
 }
 _FINAL = ("InvalidCertificate", "parsing Path", "URL scheme is not allowed", "redirect")
+
+
+class WithoutRanges(UnreachableError):  # noqa: N818
+    """The server sends whole files only."""
 
 
 def status_of(error: Exception) -> int:

@@ -274,9 +274,12 @@ class CachedStore:
     def _result(self, future: Future[list[Blob]]) -> list[Blob]:
         either: list[Future[Any]] = [future, self._closed]
         wait(either, return_when=FIRST_COMPLETED)
-        if not future.done() or future.cancelled():
-            raise self._closed_meanwhile()
-        return future.result()
+        try:
+            if future.done():
+                return future.result()
+        except CancelledError:
+            pass
+        raise self._closed_meanwhile()
 
     def _closed_meanwhile(self) -> ShardError:
         return ShardError(f"{self.location}: closed while it was being read")

@@ -28,7 +28,8 @@ from shards.index import Row
 from shards.manifest import LARGEST, shard_name
 from shards.record import Blob
 from shards.stores import Range, Stream
-from shards.stores.answers import explained, kind_of
+from shards.stores.answers import WITHOUT_RANGES, explained, kind_of
+from shards.stores.answers import WithoutRanges as WithoutRanges
 from shards.stores.blocks import Blocks
 from shards.stores.connect import Connection, connect, leads_elsewhere, place_of
 from shards.stores.hands import Hands
@@ -48,14 +49,10 @@ PARTS_AHEAD = 4
 PATIENCE = 10.0  # seconds after which who waits says so, and what others overtook is asked for a second time
 OVERTAKEN = 32  # answers to others meanwhile
 BROKEN = 4  # times that an answer without ranges may break off without having brought more
-RENEWALS = 3  # times that new credentials are looked for, for one request
+RENEWALS = 8  # times that new credentials are looked for, for one request: a key may have expired before its turn
 
 _user: list[int] = []  # the process in which obstore's threads run: one fact per process, whatever the stores
 _log = logging.getLogger("shards")
-
-
-class WithoutRanges(UnreachableError):  # noqa: N818
-    """The server sends whole files only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +93,7 @@ class RemoteStore:
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._versions: dict[str, Version] = {}
+        self._whole_only = False  # whether the server has been found to know no ranges
         self._unasked = set[str]()  # files of which versions cannot be asked for, only compared
 
     def __repr__(self) -> str:
@@ -263,6 +261,8 @@ class RemoteStore:
         import obstore
 
         blob, size = wanted.blob, wanted.stop - wanted.start
+        if self._whole_only:  # those that were waiting when this was found
+            raise WithoutRanges(f"{self._url(blob)}: {WITHOUT_RANGES}")
 
         def ask(client: Client) -> Blob:
             options: GetOptions = {"range": (wanted.start, wanted.stop)}
@@ -322,20 +322,22 @@ class RemoteStore:
                 session.last, session.answers = time.monotonic(), session.answers + 1
                 return found
             # Outside of the handler, for what obstore said would otherwise hang on to what is raised.
+            if kind == "without ranges":
+                self._whole_only = True
             if kind == "changed" and not unasked:
                 self._unasked.add(name)  # ask for whatever is there: either it is another one, or this was a mistake
             elif kind == "refused" and session.answers and renewals < RENEWALS and self._renewed(session, connection):
                 renewals += 1
-            elif kind != "passing" or not session.last or self._too_late(session, begun):
+            elif kind != "passing" or not session.last:
+                raise failure
+            elif (waited := time.monotonic() - begun) > self._access.deadline:
+                failure.add_note(f"Waited {waited:.0f} s for it")
                 raise failure
             else:
                 self._tell(session, f"{name}: {failure.args[0].partition(': ')[2]}", max(begun, session.last))
                 session.closed.wait(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, PATIENCE)
         raise ShardError(f"{self.location}: closed while it was being read")
-
-    def _too_late(self, session: _Session, begun: float) -> bool:
-        return time.monotonic() - max(begun, session.last) > self._access.deadline
 
     def _tell(self, session: _Session, what: str, since: float) -> None:
         """Says what is being waited for, now and then."""
