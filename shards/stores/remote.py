@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GAP = 128 * 1024  # bytes: about what a connection carries during one round trip
-WASTE = 0.08
+WASTE = 0.03
 PART = 8 << 20  # bytes of one request where a file is read through
 PARTS_AHEAD = 4
 PATIENCE = 10.0  # seconds after which who waits says so, and what others overtook is asked for a second time
