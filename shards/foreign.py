@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shards.errors import CorruptRecordError, FormatError, TruncatedShardError
-from shards.tar import BLOCK, LONGEST_EXTENDED, Member, Read, octal
+from shards.tar import BLOCK, LONGEST_EXTENDED, Member, Read, notes, octal
 
 _FILE, _FOLDER, _LONG_NAME, _NOTE, _NOTE_FOR_ALL = (b"0", b"\0", b"7"), b"5", b"L", b"x", b"g"
 _CHANGES_BYTES = (b"size", b"GNU.sparse")  # in an extended header
@@ -82,15 +82,10 @@ def _text(data: bytes, position: int, where: str) -> str:
 
 
 def _path(data: bytes, position: int, where: str) -> str:
-    """The path in an extended header, or "": lines of `<length> <key>=<value>`, the length counting all of its line."""
-    path, start = "", 0
-    while start < len(data):
-        length, _, _ = data[start : start + 8].partition(b" ")
-        stop = start + int(length) if length.isdigit() else 0
-        key, equals, value = data[start + len(length) + 1 : stop - 1].partition(b"=")
-        if stop <= start or stop > len(data) or data[stop - 1 : stop] != b"\n" or not equals:
-            raise FormatError(f"{where}: the extended header at byte {position} is not readable")
+    """The path in an extended header, or ""."""
+    path = ""
+    for key, value in notes(data, position, where):
         if key.startswith(_CHANGES_BYTES):
             raise FormatError(f"{where}: the extended header at byte {position} has {key!r}; expected a path or a time")
-        path, start = _text(value, position, where) if key == b"path" else path, stop
+        path = _text(value, position, where) if key == b"path" else path
     return path

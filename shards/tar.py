@@ -107,15 +107,26 @@ def octal(field: bytes) -> int | None:
     return int(digits, 8) if digits and set(digits) <= set(b"01234567") else None
 
 
-def _path(data: bytes, position: int, where: str) -> str:
-    """The path in an extended header, or "": lines of `<length> <key>=<value>`, the length counting all of its line."""
-    path, start = "", 0
+def notes(data: bytes, position: int, where: str) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and values of an extended header: `<length> <key>=<value>`, the length counting all of its line.
+
+    Raises FormatError where it is not made so.
+    """
+    start = 0
     while start < len(data):
-        length_text, _, _ = data[start : start + 8].partition(b" ")
-        stop = start + int(length_text) if length_text.isdigit() else 0
-        key, equals, value = data[start + len(length_text) + 1 : stop - 1].partition(b"=")
+        length, _, _ = data[start : start + 8].partition(b" ")
+        stop = start + int(length) if length.isdigit() else 0
+        key, equals, value = data[start + len(length) + 1 : stop - 1].partition(b"=")
         if stop <= start or stop > len(data) or data[stop - 1 : stop] != b"\n" or not equals:
             raise FormatError(f"{where}: the extended header at byte {position} is not readable")
+        yield key, value
+        start = stop
+
+
+def _path(data: bytes, position: int, where: str) -> str:
+    """The path in an extended header, or ""."""
+    path = ""
+    for key, value in notes(data, position, where):
         if key == b"path":
             try:
                 path = value.decode()
@@ -123,5 +134,4 @@ def _path(data: bytes, position: int, where: str) -> str:
                 raise FormatError(f"{where}: the path at byte {position} is not UTF-8") from error
         elif key.decode(errors="replace") not in _PASSED_OVER:
             raise FormatError(f"{where}: the extended header at byte {position} has {key!r}; expected a path")
-        start = stop
     return path
