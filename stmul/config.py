@@ -111,9 +111,7 @@ class Data(Settings):
     window: PositiveInt = 8  # shards in a window of the windowed order
     threads: NonNegativeInt = 0  # reading and decoding; 0: one for each core this process may use
     memory: PositiveInt = 2048  # MiB of decoded clips that reading may be ahead
-    access: Literal["auto", "ranges", "shards"] = (
-        "auto"  # of a URL: auto is whole shards where the cache holds them all
-    )
+    access: Literal["auto", "ranges", "shards"] = "auto"  # of a URL; auto: shards if the cache holds all of them
     cache: str = ""  # folder for whole shards of a URL
     cache_limit: PositiveFloat = 64.0  # GiB in it
     read_ahead: PositiveInt = 256  # MiB of clips fetched from a URL before they are decoded
