@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from stmul.checkpoint import Checkpoint, load
 from stmul.runs import STAGES, Run, runs
+from tests.faults.fault_server import FaultServer
 from tests.faults.victims import Ended, Victims
 
 TINY = """\
@@ -117,3 +119,20 @@ def assert_same(one: Any, other: Any) -> None:
             assert_same(part, same)
     else:
         assert one == other
+
+
+@pytest.fixture
+def signed(aws: Callable[..., None], tmp_path: Path) -> Callable[[FaultServer], str]:
+    """A function that sets a machine up whose keys come from the server, by `credential_process`; the address."""
+
+    def configured(server: FaultServer) -> str:
+        script = tmp_path / "keys.py"
+        script.write_text(f"import urllib.request as r; print(r.urlopen({server.url + '/keys'!r}).read().decode())")
+        process = f"{sys.executable} -S {script}"
+        (tmp_path / "aws-config").write_text(
+            f"[profile lab]\nregion = eu-west-1\nendpoint_url = {server.url}\ncredential_process = {process}\n"
+        )
+        aws(AWS_PROFILE="lab")
+        return "s3://videos/split1"
+
+    return configured

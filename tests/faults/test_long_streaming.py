@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from shards.stores import connect
 from shards.writer import shard_slots, write_split
 from tests.conftest import jpeg
 from tests.faults.delivery import BATCH, Delivered, steps, stream
-from tests.faults.fault_server import FaultPlan, FaultServer, serving
+from tests.faults.fault_server import FaultPlan, serving
 
 CLIPS, RECORDS, PER_SHARD, FRAMES = 100_000, 20_000, 500, 4
 BOUND_S = 900  # on two cores, which the server shares: 150 to 303 were measured while others kept them busy
@@ -69,23 +68,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parts={"train": [[(key, members[key]) for key in keys] for keys in shard_slots(list(members), PER_SHARD)]},
     )
     return root
-
-
-@pytest.fixture
-def signed(aws: Callable[..., None], tmp_path: Path) -> Callable[[FaultServer], str]:
-    """A function that sets a machine up whose keys come from the server, by `credential_process`; the address."""
-
-    def configured(server: FaultServer) -> str:
-        script = tmp_path / "keys.py"
-        script.write_text(f"import urllib.request as r; print(r.urlopen({server.url + '/keys'!r}).read().decode())")
-        process = f"{sys.executable} -S {script}"
-        (tmp_path / "aws-config").write_text(
-            f"[profile lab]\nregion = eu-west-1\nendpoint_url = {server.url}\ncredential_process = {process}\n"
-        )
-        aws(AWS_PROFILE="lab")
-        return "s3://videos/split1"
-
-    return configured
 
 
 def here(root: Path, kind: str) -> Iterator[Delivered]:

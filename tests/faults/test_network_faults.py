@@ -7,7 +7,6 @@ sent again for them.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import traceback
 from collections import Counter
@@ -318,23 +317,6 @@ def test_slow_bytes_are_waited_for_though_all_of_them_take_longer_than_the_deadl
 
 
 # Buckets
-
-
-@pytest.fixture
-def signed(aws, tmp_path) -> Callable[[FaultServer], str]:
-    """A function that sets a machine up whose keys come from the server, by `credential_process`; the address."""
-
-    def configured(server: FaultServer) -> str:
-        script = tmp_path / "keys.py"
-        script.write_text(f"import urllib.request as r; print(r.urlopen({server.url + '/keys'!r}).read().decode())")
-        process = f"{sys.executable} -S {script}"
-        (tmp_path / "aws-config").write_text(
-            f"[profile lab]\nregion = eu-west-1\nendpoint_url = {server.url}\ncredential_process = {process}\n"
-        )
-        aws(AWS_PROFILE="lab")
-        return "s3://videos/split1"
-
-    return configured
 
 
 @pytest.mark.parametrize("first", [0, 100], ids=["never", "no more"])
