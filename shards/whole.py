@@ -12,12 +12,13 @@ from shards.errors import ShardError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, mark: str = "") -> Iterator[BinaryIO]:
     """A file to write that becomes `path` when the block ends well, on disk and all at once; else nothing is left.
 
+    Writers of one `path` at the same time, on nodes that share a folder, each need a `mark` of their own.
     Raises ShardError with the path and the reason where the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{mark}.partial" if mark else f"{path.name}.partial")
     try:
         file = partial.open("wb")
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -124,11 +125,21 @@ class Bucket:
 
         self._asked(name, lambda client: obstore.put(client, name, data))
 
-    def delete(self, name: str) -> None:
-        """Takes a file away. Raises UnreachableError where that is not allowed."""
+    def names(self, below: str = "") -> list[str]:
+        """All files, or those in the folder `below`, sorted. Raises UnreachableError where they may not be listed."""
         import obstore
 
-        self._asked(name, lambda client: obstore.delete(client, name))
+        def ask(client: Client) -> list[str]:
+            return sorted(str(one["path"]) for batch in obstore.list(client, prefix=below or None) for one in batch)
+
+        return self._asked(below, ask)
+
+    def delete(self, name: str) -> None:
+        """Takes a file away, if it is there. Raises UnreachableError where that is not allowed."""
+        import obstore
+
+        with suppress(_AbsentError):
+            self._asked(name, lambda client: obstore.delete(client, name))
 
     def close(self) -> None:
         """Lets go of the connections; who waits for an answer gets ShardError."""
