@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from configs import nearest
 from preprocess import disk, folders, frame_folders, hmdb51, ucf101
@@ -23,6 +24,7 @@ from preprocess.listing import (
     plain_name,
     remarks,
 )
+from preprocess.strata import Strata, strata_of
 
 __all__ = ["Dataset", "Video", "describe", "find_dataset", "reduced"]
 
@@ -36,6 +38,17 @@ OFFICIAL_NAMES = {
     "UCF101": re.compile(r"v_.+_g\d\d_c\d\d", re.IGNORECASE),
     "HMDB51": re.compile(r".+_[a-z]+_(nm|cm)_np\d_(fr|ba|le|ri)_(bad|med|goo)_\d+", re.IGNORECASE),
 }
+
+
+class Official(Protocol):
+    """What reads the published lists of a data set; see ucf101.py and hmdb51.py."""
+
+    def is_lists(self, folder: Path) -> bool: ...
+    def has_split(self, folder: Path, split: int) -> bool: ...
+    def read_lists(self, folder: Path, split: int) -> Lists: ...
+
+
+OFFICIAL: dict[str, Official] = {"ucf101": ucf101, "hmdb51": hmdb51}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +92,7 @@ def reduced(dataset: Dataset, classes: Sequence[str] = (), limit: int = 0) -> Da
     """`dataset` with only `classes` (empty: all), at most `limit` videos of each class and part (0: all).
 
     Labels are counted anew, in the order of `dataset`. Which videos stay is decided by a hash of their names: those of
-    a limit are among those of every larger one.
+    a limit are among those of every larger one. A limit falls on each split's parts by themselves, so no stratum stays.
     Raises DatasetError for an unknown class.
     """
     keep = chosen(dataset.classes, classes)
@@ -92,7 +105,9 @@ def reduced(dataset: Dataset, classes: Sequence[str] = (), limit: int = 0) -> Da
             drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
             stay.update(drawn[: limit or None])
         parts[part] = tuple(replace(v, label=label[v.class_name]) for v in videos if v.name in stay)
-    return replace(dataset, classes=keep, parts=parts)
+    there = {video.name for videos in parts.values() for video in videos}
+    strata = {} if limit else {name: stratum for name, stratum in dataset.strata.items() if name in there}
+    return replace(dataset, classes=keep, parts=parts, strata=strata)
 
 
 def describe(dataset: Dataset) -> str:
@@ -113,8 +128,7 @@ def _ucf101(request: Request, name: str = "") -> Dataset:
             f" classInd.txt, trainlist{request.split:02}.txt and testlist{request.split:02}.txt in the folder or beside"
             " it; put them there, or name their folder"
         )
-    lists = ucf101.read_lists(place, request.split)
-    return _from_files(request, lists, ucf101.LAYOUTS, "ucf101", name)
+    return _from_files(request, ucf101.read_lists(place, request.split), ucf101.LAYOUTS, "ucf101", name)
 
 
 def _hmdb51(request: Request) -> Dataset:
@@ -137,13 +151,15 @@ def _annotations(request: Request) -> Lists | None:
 def _from_files(request: Request, lists: Lists, layouts: Sequence[str], kind: str, name: str) -> Dataset:
     found = disk.videos_below(request.root, layouts)
     placed = matched(lists, found, classes=request.classes, partial=request.partial)
+    strata = _strata(request, lists, [OFFICIAL[kind]])
     return assembled(
         placed,
         name=name or _name(lists, request),
         kind=kind,
         split=request.split,
         classes=chosen(lists.classes, request.classes),
-        notes=[f"lists: {lists.place}", *remarks(lists, found, placed, request.classes)],
+        notes=[f"lists: {lists.place}", *remarks(lists, found, placed, request.classes), *strata.notes],
+        strata=strata.of,
         partial=request.partial,
     )
 
@@ -155,15 +171,30 @@ def _extracted(request: Request) -> Dataset:
     notes = [f"lists: {lists.place}", *remarks(lists, here.images, placed, request.classes)]
     strays = [path.name for found in (here.u, here.v) for path in found.strays]
     notes += [f"{len(strays):,} stray beside the flow, ignored: {disk.some(strays)}"] if strays else []
+    strata = _strata(request, lists, OFFICIAL.values())
     return assembled(
         placed,
         name=_name(lists, request),
         kind="extracted",
         split=request.split,
         classes=chosen(lists.classes, request.classes),
-        notes=notes,
+        notes=[*notes, *strata.notes],
+        strata=strata.of,
         partial=request.partial,
     )
+
+
+def _strata(request: Request, lists: Lists, official: Iterable[Official]) -> Strata:
+    """The strata by the lists of the other splits, which lie where `lists` do and are of the same kind."""
+    kind = next((kind for kind in official if lists.place.is_dir() and kind.is_lists(lists.place)), None)
+
+    def others(split: int) -> Lists | None:
+        if kind is None:
+            path = frame_folders.annotation_file(request.lists or request.root, split)
+            return read_annotations(path) if path else None
+        return kind.read_lists(lists.place, split) if kind.has_split(lists.place, split) else None
+
+    return strata_of(lists, request.split, others)
 
 
 def _folders(request: Request) -> Dataset:
@@ -176,6 +207,7 @@ def _folders(request: Request) -> Dataset:
         split=request.split,
         classes=keep,
         notes=own.notes,
+        strata=own.strata,
         partial=request.partial,
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configs import nearest
@@ -14,7 +14,8 @@ from preprocess import disk
 from preprocess.disk import Found, folded
 from preprocess.errors import DatasetError
 from preprocess.listing import Entry, Lists, Placed, checked
-from preprocess.own_lists import PART_FOLDERS, Claim, listed, only_split_1, split_files
+from preprocess.own_lists import PART_FOLDERS, Claim, has_numbered, listed, only_split_1, split_files
+from preprocess.strata import Strata, strata_of
 
 LISTS = ("lists", "splits", "annotations", "")
 LAYOUTS = ("videos", "")
@@ -29,6 +30,7 @@ class OwnVideos:
     lists: Lists
     placed: tuple[Placed, ...]
     notes: tuple[str, ...]
+    strata: Mapping[str, str] = field(default_factory=dict)  # see strata.py
 
 
 def read_folders(root: Path, split: int, lists: Path | None = None, *, partial: bool = False) -> OwnVideos:
@@ -36,7 +38,7 @@ def read_folders(root: Path, split: int, lists: Path | None = None, *, partial: 
     places = list(disk.descendants(lists or root, LISTS))
     halves = {part: disk.child(root, names) for part, names in PART_FOLDERS.items()}
     given = split_files(places, split)
-    notes = []
+    notes, shareable = [], False
     if not given and all(half and half.is_dir() for half in halves.values()):
         only_split_1(split, f"{root} has folders for train and test")
         founds = [(part, disk.videos_below(half, [""])) for part, half in halves.items() if half]
@@ -44,7 +46,7 @@ def read_folders(root: Path, split: int, lists: Path | None = None, *, partial: 
         notes += [f"split by the folders {', '.join(found.place.name for _, found in founds)}"]
     else:
         found = disk.videos_below(root, LAYOUTS)
-        founds = [("", found)]
+        founds, shareable = [("", found)], True
         if given:
             claims, missing = listed(root, found, given, partial)
             notes += [f"{len(missing):,} listed but left out: {disk.some(missing)}"] if missing else []
@@ -63,7 +65,15 @@ def read_folders(root: Path, split: int, lists: Path | None = None, *, partial: 
     strays = [path.name for _, found in founds for path in found.strays]
     notes += [f"{len(strays):,} stray, ignored: {disk.some(strays)}"] if strays else []
     all_entries = checked(Lists(place=root, classes=classes, entries=tuple(one.entry for one in placed)))
-    return OwnVideos(lists=all_entries, placed=tuple(one for one in placed if one.entry.part), notes=tuple(notes))
+    strata = Strata()
+    if shareable:
+        strata = _strata(all_entries, placed, split, lambda other: _parts(root, found, places, other))
+    return OwnVideos(
+        lists=all_entries,
+        placed=tuple(one for one in placed if one.entry.part),
+        notes=(*notes, *strata.notes),
+        strata=strata.of,
+    )
 
 
 def has_split(root: Path, split: int) -> bool:
@@ -71,6 +81,34 @@ def has_split(root: Path, split: int) -> bool:
     if split_files(list(disk.descendants(root, LISTS)), split):
         return True
     return all((half := disk.child(root, names)) and half.is_dir() for names in PART_FOLDERS.values())
+
+
+def _strata(
+    lists: Lists, placed: Sequence[Placed], split: int, parts: Callable[[int], Mapping[Path, str] | None]
+) -> Strata:
+    """The strata of these videos; `parts` gives those of another split by the videos' paths."""
+
+    def others(split: int) -> Lists | None:
+        if (by_path := parts(split)) is None:
+            return None
+        return replace(lists, entries=tuple(replace(one.entry, part=by_path.get(one.path, "")) for one in placed))
+
+    return strata_of(lists, split, others)
+
+
+def _parts(root: Path, found: Found, places: Sequence[Path], split: int) -> dict[Path, str] | None:
+    """The part of each listed video in `split`, as a build of that split would have it; None if it cannot be built."""
+    try:
+        given = split_files(places, split)
+    except DatasetError:
+        if split == 1 or has_numbered(places, split):
+            raise
+        return None  # there are lists without a number, which are those of split 1
+    if given:
+        claims, _ = listed(root, found, given, partial=True)
+    else:
+        claims = _hashed([_claim(path, found, "") for path in found.every()], split)
+    return {claim.path: claim.part for claim in claims}
 
 
 def _claim(path: Path, found: Found, part: str) -> Claim:

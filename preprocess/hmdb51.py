@@ -41,6 +41,12 @@ def is_lists(folder: Path) -> bool:
     return any(LIST.fullmatch(entry.name) for entry in disk.entries(folder))
 
 
+def has_split(folder: Path, split: int) -> bool:
+    """Whether a list of `split` lies in `folder`."""
+    matches = (LIST.fullmatch(entry.name) for entry in disk.entries(folder))
+    return any(match and int(match["split"]) == split for match in matches)
+
+
 def in_order(classes: set[str]) -> tuple[str, ...]:
     """`classes` as labels count them: the authors' order, then any others by name."""
     place = {name: number for number, name in enumerate(CLASSES)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs import nearest
@@ -35,6 +35,7 @@ class Dataset:
     classes: tuple[str, ...]  # by label
     parts: Mapping[str, tuple[Video, ...]]  # "train" and "test"
     notes: tuple[str, ...] = ()  # what was decided or ignored, for the user to read
+    strata: Mapping[str, str] = field(default_factory=dict)  # video: its stratum (strata.py); empty: all are one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +138,7 @@ def assembled(
     split: int,
     classes: Sequence[str],
     notes: Iterable[str] = (),
+    strata: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> Dataset:
     """The data set of these videos, labelled by their place in `classes`.
@@ -175,7 +177,16 @@ def assembled(
         )
         for part in PARTS
     }
-    return Dataset(name=name, kind=kind, split=split, classes=tuple(there), parts=parts, notes=tuple(said))
+    names = {one.entry.name for one in placed}
+    return Dataset(
+        name=name,
+        kind=kind,
+        split=split,
+        classes=tuple(there),
+        parts=parts,
+        notes=tuple(said),
+        strata={video: stratum for video, stratum in (strata or {}).items() if video in names},
+    )
 
 
 def remarks(lists: Lists, found: Found, placed: Sequence[Placed], classes: Sequence[str] = ()) -> list[str]:

@@ -62,6 +62,14 @@ def split_files(places: Sequence[Path], split: int) -> list[tuple[Path, str]]:
     return []
 
 
+def has_numbered(places: Sequence[Path], split: int) -> bool:
+    """Whether a list in `places` has the number of `split` in its name."""
+    numbers = (f"{split:02}", str(split))
+    names = [name for number in numbers for part in PARTS for name in _list_names(part, number)]
+    names += [f"{word}{number}.csv" for number in numbers for word in ("split", "videos")]
+    return any(disk.child(place, names) for place in places)
+
+
 def _list_names(part: str, number: str) -> list[str]:
     return [f"{name}{number}.txt" for word in PART_FOLDERS[part] for name in (word, f"{word}list")]
 

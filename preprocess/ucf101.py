@@ -36,18 +36,27 @@ def is_lists(folder: Path) -> bool:
     return _list(folder, "classInd") is not None
 
 
+def has_split(folder: Path, split: int) -> bool:
+    """Whether a list of `split` lies in `folder`."""
+    return any(_list(folder, name) for part in ("train", "test") for name in _names(part, split))
+
+
 def read_lists(folder: Path, split: int) -> Lists:
     """Classes and entries of `split`, named as the lists spell them. Raises DatasetError, with file and line."""
     classes = _classes(_needed(folder, ["classInd"]))
     by_folded = {folded(class_name): class_name for class_name in classes}
     entries = []
     for part in ("train", "test"):
-        path = _needed(folder, [f"{part}list{split:02}", f"{part}list{split}"])
+        path = _needed(folder, _names(part, split))
         named = disk.lines(path)
         if not named:
             raise DatasetError(f"{path}: expected a video on each line, found an empty list; fetch it again")
         entries += [_entry(line, part, f"{path}, line {number}", classes, by_folded) for number, line in named]
     return Lists(place=folder, classes=tuple(classes), entries=tuple(entries))
+
+
+def _names(part: str, split: int) -> list[str]:
+    return [f"{part}list{split:02}", f"{part}list{split}"]
 
 
 def _list(folder: Path, name: str) -> Path | None:
