@@ -18,7 +18,7 @@ from shards.errors import ShardError
 from shards.foreign import files_of
 from shards.format import CLS, MEMBERS, RGB, Members, dataset_digest, decode
 from shards.index import Row, StreamPlace, records_of, row_of, scan_tar
-from shards.manifest import NAME, Part, ShardFile, dump_manifest, index_name, parse_manifest
+from shards.manifest import NAME, Part, ShardFile, dump_manifest, parse_manifest
 from shards.split import Split
 from shards.stores import Range
 from shards.stores.lmdb import DATA, pages
@@ -115,7 +115,7 @@ def _file(split: Split, file: ShardFile) -> Iterator[Problem]:
 
 
 def _part(split: Split, name: str, part: Part, step: Callable[[], None]) -> Iterator[Problem]:
-    where = f"{split.location}/{index_name(name)}"
+    where = f"{split.location}/{part.index.name}"
     rows: list[Row] = []
     try:
         index = split.index(name)

@@ -6,13 +6,12 @@ goes record by record, and begins anew.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from shards.errors import CorruptRecordError, ShardError
 from shards.format import MEMBERS, Members, decode, key_of, record_sha256
 from shards.index import Row, row_of
 from shards.manifest import NAME, Manifest, Part, ShardFile, dump_manifest, parse_manifest
+from shards.partial import clear, held, room, tidy
 from shards.split import Split, open_split
 from shards.stores.connect import is_url, place_of
 from shards.stores.lmdb import DATA, value_key
@@ -65,9 +65,9 @@ def copy_split(
         if kind == split.manifest.store == "tar" and all(file.sha256 for file in files_of(split.manifest)):
             _move(split, partial, path, moved)
             return split.manifest
-        _room(path, sum(_size(row) for part in split.manifest.parts for row in split.index(part)))
+        room(path, sum(_size(row) for part in split.manifest.parts for row in split.index(part)))
         try:
-            _clear(partial)
+            clear(partial)
             partial.mkdir(parents=True)
             manifest = _write(split, partial, kind, _counted(split, progress))
             partial.replace(path)
@@ -86,12 +86,12 @@ def _move(split: Split, partial: Path, path: Path, moved: Progress | None) -> No
     passed = counted(sum(file.size for file in files), moved)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _held(partial):
-            _tidy(partial, {file.name for file in files})
+        with held(partial):
+            tidy(partial, {file.name for file in files})
             there = [file for file in files if not difference(partial / file.name, file)]
             passed(sum(file.size for file in there))
             missing = [file for file in files if file not in there]
-            _room(path, sum(file.size for file in missing))
+            room(path, sum(file.size for file in missing))
             for file in missing:
                 fetch_file(split.store, file, partial, passed)
             with whole(partial / NAME) as manifest:
@@ -100,38 +100,6 @@ def _move(split: Split, partial: Path, path: Path, moved: Progress | None) -> No
             sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-@contextmanager
-def _held(partial: Path) -> Iterator[None]:
-    """Keeps other copies out of `partial`, which stays after an error only where a file in it is whole.
-
-    The lock ends with the process, however that ends.
-    """
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield
-        except BaseException as error:
-            if not any(partial.iterdir()):
-                partial.rmdir()
-            elif isinstance(error, ShardError):
-                error.add_note(f"What is whole waits in {partial}: the same command goes on from there")
-            raise
-    except BlockingIOError:
-        raise ShardError(f"{partial}: another copy is being written there; wait for its end") from None
-    finally:
-        os.close(handle)
-
-
-def _tidy(partial: Path, names: set[str]) -> None:
-    """Takes away all that an interrupted copy left, except files with these names."""
-    for left in partial.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
-        elif left.name not in names or left.is_symlink():
-            left.unlink()
 
 
 def _there(path: Path, split: Split, kind: Kind) -> Manifest | None:
@@ -148,13 +116,6 @@ def _there(path: Path, split: Split, kind: Kind) -> Manifest | None:
             f" {found}..., not {wanted}...). Give another target, or delete this one"
         )
     raise ShardError(f"{path}: exists and is no split. Give another target, or delete this one")
-
-
-def _room(path: Path, needed: int) -> None:
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        raise ShardError(f"{path}: cannot be written: {needed >> 20} MiB needed, {free >> 20} MiB free in {above}")
 
 
 def _write(split: Split, folder: Path, kind: Kind, records: Records) -> Manifest:
@@ -180,8 +141,7 @@ def _counted(split: Split, progress: Progress | None) -> Records:
 
     def records(part: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Members]]:
         nonlocal done
-        checked = in_order(rows, lambda row: _checked(split, part, row), threads=THREADS, ahead=THREADS)
-        with closing(checked):  # type: ignore[type-var]  # a generator
+        with closing(checked_records(split, part, rows)) as checked:  # type: ignore[type-var]  # a generator
             for one in checked:
                 yield one
                 done += 1
@@ -189,6 +149,17 @@ def _counted(split: Split, progress: Progress | None) -> Records:
                     progress(done, total)
 
     return records
+
+
+def checked_records(split: Split, part: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Members]]:
+    """The rows and the members of records, in order, every byte checked; some are read ahead.
+
+    A record with a member per frame gets the row of its four members. Raises CorruptRecordError where one is not what
+    its row says; what reading it raises.
+    """
+    checked = in_order(rows, lambda row: _checked(split, part, row), threads=THREADS, ahead=THREADS)
+    with closing(checked):  # type: ignore[type-var]  # a generator
+        yield from checked
 
 
 def _checked(split: Split, part: str, row: Row) -> tuple[Row, Members]:
@@ -271,11 +242,3 @@ def _to_files(split: Split, folder: Path, records: Records) -> dict[str, Part]:
 def _size(row: Row) -> int:
     """Bytes of a record's members."""
     return sum(stop - start for start, stop in (row.span(member) for member in MEMBERS))
-
-
-def _clear(partial: Path) -> None:
-    """Takes away what an interrupted copy left."""
-    if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial)
-    else:
-        partial.unlink(missing_ok=True)

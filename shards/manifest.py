@@ -74,9 +74,12 @@ def shard_name(part: str, number: int) -> str:
     return f"{part}-{number:06d}.tar"
 
 
-def index_name(part: str) -> str:
-    """The file name of a part's index: train.index."""
-    return f"{part}.index"
+def index_name(part: str, digest: str = "") -> str:
+    """The file name of a part's index: train.index; of one that was appended to, with its digest's first 16 digits.
+
+    A new index so lies beside the old one until the manifest, replaced at once, names it.
+    """
+    return f"{part}-{digest[:16]}.index" if digest else f"{part}.index"
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -233,7 +236,7 @@ def _part(parts: Fields, name: str, store: str, source: str) -> Part:
             raise FormatError(
                 f"{where}.shards: expected {name_expected!r} in a split stored as {store}, found {shown(shard)}"
             )
-    if part.index.name != index_name(name):
+    if part.index.name not in (index_name(name), index_name(name, part.digest)):
         raise FormatError(f"{where}.index.name: expected {index_name(name)!r}, found {shown(part.index.name)}")
     if part.index.records != part.records or (shards and sum(shard.records for shard in shards) != part.records):
         raise FormatError(f"{where}.records: {part.records}, but its index or its shards sum up to another number")

@@ -17,7 +17,7 @@ from shards.errors import CorruptRecordError, FormatError, TruncatedShardError, 
 from shards.format import MEMBERS, Members
 from shards.index import Index, open_index, parse_index_bytes
 from shards.loose_frames import loose_members
-from shards.manifest import NAME, Manifest, ShardFile, index_name, parse_manifest
+from shards.manifest import NAME, Manifest, ShardFile, parse_manifest
 from shards.plan import coalesce, cut, images_of, runs
 from shards.ranged import Afar, open_ranged
 from shards.row import Row, StreamPlace
@@ -110,13 +110,14 @@ class Split:
     def _opened(self, part: str) -> Index:
         if part not in self.manifest.parts:
             raise UnreachableError(f"{self.location}: has no part {part!r}; it has {', '.join(self.manifest.parts)}")
-        expected, name = self.manifest.parts[part].index, index_name(part)
+        expected = self.manifest.parts[part].index
+        where = f"{self.location}/{expected.name}"
         if self.folder is not None:
-            index = open_index(self.folder / name)
+            index = open_index(self.folder / expected.name)
         elif self._afar is not None:
-            index = _twice(partial(open_ranged, self._afar, self.manifest.parts[part], f"{self.location}/{name}"))
+            index = _twice(partial(open_ranged, self._afar, self.manifest.parts[part], where))
         else:
-            index = parse_index_bytes(self.store.small(name), f"{self.location}/{name}")
+            index = parse_index_bytes(self.store.small(expected.name), where)
         if (index.size, len(index)) != (expected.size, expected.records):
             raise FormatError(
                 f"{index.where}: {len(index)} records in {index.size} bytes, but the manifest says"

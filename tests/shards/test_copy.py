@@ -15,6 +15,7 @@ from shards.copy import copy_split, kind_of
 from shards.errors import CorruptRecordError, ShardError
 from shards.format import Members, encode, key_of
 from shards.manifest import Manifest, ShardFile
+from shards.partial import held
 from shards.record import Record
 from shards.split import open_split
 from shards.writer import write_split
@@ -235,7 +236,7 @@ def test_a_damaged_shard_is_never_copied_and_named(source: Path, tmp_path: Path)
 def test_two_copies_to_one_place_do_not_meet(source: Path, tmp_path: Path) -> None:
     (tmp_path / "x.partial").mkdir()
     (tmp_path / "x.partial" / "theirs").write_bytes(b"of the other")
-    with copy._held(tmp_path / "x.partial"), pytest.raises(ShardError, match="another copy is being written there"):
+    with held(tmp_path / "x.partial"), pytest.raises(ShardError, match="another copy is being written there"):
         copy_split(source, tmp_path / "x")
     assert contents(tmp_path / "x.partial") == {"theirs": b"of the other"}
     copy_split(source, tmp_path / "x")
