@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from shards.errors import CorruptRecordError, FormatError, ShardError, TruncatedShardError, UnreachableError
 from shards.format import CLS, LONGEST_HEADER, LONGEST_KEY, MEMBERS, MOST_PIXELS, crc32c, decode
 from shards.record import Blob, Record
+from shards.row import Outline
 from shards.row import Row as Row
 from shards.row import StreamPlace as StreamPlace
 from shards.row import located as located
@@ -107,6 +108,21 @@ class Index:
     def rows(self, records: Sequence[int]) -> list[Row]:
         """The rows of several records, in their order; what an index far away lacks is fetched together."""
         return [self.row(record) for record in records]
+
+    def outline(self, record: int) -> Outline:
+        """What stands about a record before the tables. Raises CorruptRecordError where a CRC differs."""
+        label, frames, _, values, key = self._fixed(record)
+        return Outline(
+            record=record,
+            key=self._text(key, record),
+            label=label,
+            frames=frames,
+            width=values[17],
+            height=values[18],
+            rgb_size=values[16],
+            flow_size=values[10],
+            rgb_tables=values[20],
+        )
 
     def tables_span(self, record: int) -> tuple[int, int]:
         """Where in the file the tables of a record begin and end."""

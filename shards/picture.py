@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import CorruptRecordError
 from shards.format import MOST_PIXELS, PIXELS_PER_BYTE
-from shards.record import LEVELS_PER_PIXEL, Frames, Record, dequantise
+from shards.record import LEVELS_PER_PIXEL, Blob, Frames, Record, dequantise
 
 Picture = NDArray[np.uint8]
 
@@ -120,6 +120,7 @@ def contact_sheet(
     return page
 
 
+@no_bombs()
 def record_sheet(record: Record, columns: int = 6) -> Image.Image:
     """A page on `record`: up to `columns` frames spread over it, below each its flow to the next, in one scale."""
     count = min(columns, max(1, record.frames - 1))
@@ -137,7 +138,7 @@ def record_sheet(record: Record, columns: int = 6) -> Image.Image:
         lines.append("one frame, so there is no flow")
         return contact_sheet(rows, title=record.name, lines=lines)
     flows = [_flow(record, instant) for instant in instants]
-    limit = _round_limit(np.concatenate([np.hypot(px[..., 0], px[..., 1]).ravel() for px in flows]))
+    limit = round_limit(np.concatenate([np.hypot(px[..., 0], px[..., 1]).ravel() for px in flows]))
     pairs = [f"{instant} to {instant + 1}" for instant in instants]
     rows.append(Row(pictures=[flow_colour(px, limit) for px in flows], labels=pairs))
     lines.append(f"flow {made.method} ({made.library}), stored as {flow.width} x {flow.height}")
@@ -145,39 +146,58 @@ def record_sheet(record: Record, columns: int = 6) -> Image.Image:
     return contact_sheet(rows, title=record.name, lines=lines, corner=legend(limit))
 
 
-def _flow(record: Record, pair: int) -> NDArray[np.float32]:
-    """Flow of a pair in pixels; the two levels beside zero, which still pictures flicker between, count as none."""
-    levels = [_decoded(record.flow, 2 * pair + axis, "L", record.name) for axis in (0, 1)]
-    flow_px = dequantise(np.stack(levels, axis=2))
-    return np.where(np.abs(flow_px) * LEVELS_PER_PIXEL <= 0.5, np.float32(0), flow_px)
-
-
-def _decoded(frames: Frames, image: int, mode: str, name: str) -> Picture:
-    """A picture of a record. Raises CorruptRecordError where it is no JPEG of the size that the record says."""
-    jpeg, size = frames[image], (frames.width, frames.height)
-    try:
-        with _no_bombs(), Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
-            if opened.size != size or size[0] * size[1] > min(MOST_PIXELS, PIXELS_PER_BYTE * len(jpeg)):
-                raise CorruptRecordError(
-                    f"{name}: a picture of {opened.width}x{opened.height} in {len(jpeg)} bytes, expected"
-                    f" {size[0]}x{size[1]} by its record"
-                )
-            return np.asarray(opened.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorruptRecordError(f"{name}: image {image} of {len(frames)} cannot be decoded: {error}") from error
-
-
 @contextmanager
-def _no_bombs() -> Iterator[None]:
-    """Inside, pictures that Pillow finds suspiciously large are errors."""
+def no_bombs() -> Iterator[None]:
+    """Inside, in all threads, pictures that Pillow finds suspiciously large are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
-def _round_limit(lengths: NDArray[np.floating]) -> float:
-    reach = float(np.quantile(lengths, 0.995))
+def shown_flow(levels_HW2: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Stored levels as pixels of flow; the two levels beside zero, which still pictures flicker between, count as none.
+
+    (H, W, 2) in and out.
+    """
+    flow_px = dequantise(levels_HW2)
+    return np.where(np.abs(flow_px) * LEVELS_PER_PIXEL <= 0.5, np.float32(0), flow_px)
+
+
+def decoded(jpeg: Blob, size: tuple[int, int], mode: str, where: str, *, shrink: int = 1) -> Picture:
+    """A JPEG's levels, (H, W) for mode "L", (H, W, 3) for "RGB"; with `shrink` 2, 4 or 8 at that part of its size.
+
+    To be called inside `no_bombs`. Raises CorruptRecordError, which names `where`, if it is no JPEG of `size` (width,
+    height).
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
+            if opened.size != size or size[0] * size[1] > min(MOST_PIXELS, PIXELS_PER_BYTE * len(jpeg)):
+                raise CorruptRecordError(
+                    f"{where}: a picture of {opened.width}x{opened.height} in {len(jpeg)} bytes, expected"
+                    f" {size[0]}x{size[1]} by its record"
+                )
+            if shrink > 1:
+                opened.draft(mode, (size[0] // shrink, size[1] // shrink))
+            return np.asarray(opened.convert(mode))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorruptRecordError(f"{where} cannot be decoded: {error}") from error
+
+
+def round_limit(lengths: NDArray[np.floating]) -> float:
+    """A round number of pixels that all but the longest half per cent of `lengths` stay below: what a legend ends at."""
+    reach = float(np.quantile(lengths, 0.995)) if lengths.size else 0.0
     return next((float(limit) for limit in LIMITS if limit >= reach), float(LIMITS[-1]))
+
+
+def _flow(record: Record, pair: int) -> NDArray[np.float32]:
+    """Flow of a pair in pixels, as it is shown."""
+    return shown_flow(np.stack([_decoded(record.flow, 2 * pair + axis, "L", record.name) for axis in (0, 1)], axis=2))
+
+
+def _decoded(frames: Frames, image: int, mode: str, name: str) -> Picture:
+    """A picture of a record. Raises CorruptRecordError where it is no JPEG of the size that the record says."""
+    where = f"{name}: image {image} of {len(frames)}"
+    return decoded(frames[image], (frames.width, frames.height), mode, where)
 
 
 def _tile(picture: Picture, height: int) -> Image.Image:

@@ -80,6 +80,26 @@ class Row:
         return start, start + size
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """What the index says about one record without its frame tables, which may be far away."""
+
+    record: int  # its position in the part, 0 .. N-1
+    key: str
+    label: int
+    frames: int
+    width: int  # pixels, of the frames
+    height: int
+    rgb_size: int  # bytes of its frames' JPEGs
+    flow_size: int
+    rgb_tables: int  # CRC-32C of the table of its frames: where each ends, and each one's CRC-32C
+
+    @property
+    def name(self) -> str:
+        """The video's name."""
+        return name_of(self.key)
+
+
 def row_of(key: str, record: Record, blobs: Members, *, number: int, shard: int) -> Row:
     """The row of a record that lies nowhere yet. Raises FormatError where `key` is not that of its name."""
     if key_of(record.name) != key:
