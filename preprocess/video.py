@@ -1,4 +1,7 @@
-"""Video files as RGB frames at the stored size: decoded packet by packet, counted, and refused when cut short.
+"""Video files as RGB frames at the stored size: decoded packet by packet, counted, and refused when cut or damaged.
+
+Frames are what a player shows: turned as the file says, without those that an edit list leaves out, each once whatever
+the time between them. Fields stay woven, alpha is left out, the shape of pixels is passed over, as FFmpeg has it.
 
 Layouts: T frames, H W positions, C = 3 (red, green, blue).
 """
@@ -19,12 +22,16 @@ from numpy.typing import NDArray
 
 from preprocess.container import shortfall
 from preprocess.errors import VideoError
+from preprocess.upright import upright
+from shards.format import MOST_PIXELS
 from shards.record import Source
 
 Picture = NDArray[np.uint8]
 
 # Containers of videos only: a text file that FFmpeg reads as a playlist would have it open other files.
 FORMATS = "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,yuv4mpegpipe"
+LARGEST = 1 << 26  # pixels of a decoded picture: 8192 x 8192. A damaged header may claim what no memory holds
+LONGEST_JPEG = 65500  # pixels of a side, where libjpeg ends
 # Exact rounding and no threads: the same RGB values on every processor.
 CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -47,6 +54,11 @@ class Film:
         try:
             for packet in self.container.demux(self.stream):
                 for frame in packet.decode():
+                    if frame.is_corrupt:  # the decoder has patched over it, and would go on without a word
+                        raise VideoError(
+                            f"{self.path}: frame {self.decoded} is damaged (bits of it are wrong or missing, the"
+                            " decoder made them up); copy or download it again, or take it off the lists"
+                        )
                     self.decoded += 1
                     yield frame
         except (av.FFmpegError, MemoryError) as error:
@@ -90,7 +102,9 @@ def opened(path: Path) -> Iterator[Film]:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             raise VideoError(f"{path}: no video stream in this {container.format.name} file (streams: {kinds})")
         stream = streams[0]
+        _refuse_absurd(path, stream, container.format.name)
         stream.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(LARGEST)}  # for what the stream itself says later
         rate = stream.average_rate or stream.guessed_rate
         yield Film(
             path=path,
@@ -116,10 +130,11 @@ def stored_frames(film: Film, short_side: int) -> Iterator[Picture]:
     for frame in film.frames():
         try:
             rgb = frame.reformat(format="rgb24", threads=1, interpolation=CONVERSION).to_ndarray()
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, ValueError, MemoryError) as error:
             raise VideoError(f"{film.path}: frame {film.decoded - 1} has no RGB form ({_reason(error)})") from error
-        size = size or stored_size(frame.width, frame.height, short_side)
-        yield resized(np.asarray(rgb, dtype=np.uint8), size)
+        picture = upright(np.asarray(rgb, dtype=np.uint8), frame)
+        size = size or _storable(film.path, picture, short_side)
+        yield resized(picture, size)
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -163,14 +178,14 @@ def source_of(path: Path) -> Source:
 
 
 def decoder() -> str:
-    """Name and version of what decodes, as it stands in records."""
-    return f"av {av.__version__} ffmpeg {av.ffmpeg_version_info}"
+    """Name and version of what decodes, as it stands in records; `upright`: frames are turned as the file says."""
+    return f"av {av.__version__} ffmpeg {av.ffmpeg_version_info} upright"
 
 
 def _refuse_unusable(path: Path) -> None:
     try:
         if not path.is_file():
-            raise VideoError(f"{path}: no such file; expected a video. Check the folder, or take it off the lists")
+            raise VideoError(f"{path}: {_what_else(path)}; expected a video. Put one there, or take it off the lists")
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); expected a video. Copy it again")
         what = shortfall(path)
@@ -178,6 +193,46 @@ def _refuse_unusable(path: Path) -> None:
         raise VideoError(f"{path}: {_reason(error)}") from error
     if what is not None:
         raise VideoError(f"{path}: cut short: {what}. Copy or download it again")
+
+
+def _what_else(path: Path) -> str:
+    """What is at `path`, which is no file."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, where nothing is"
+    if path.is_dir():
+        return "a folder"
+    return "neither a file nor a folder" if path.exists() else "no such file"
+
+
+def _refuse_absurd(path: Path, stream: av.VideoStream, container: str) -> None:
+    """Refuses what the tables of an open file show: pictures that no memory should be set aside for, a cut."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > LARGEST:
+        raise VideoError(
+            f"{path}: claims pictures of {width}x{height}, expected at most {LARGEST} pixels. Its header is damaged:"
+            " copy it again, or make the video smaller"
+        )
+    size = path.stat().st_size
+    if container.startswith("mov"):  # its samples' places stand in a table of their own, read by now
+        beyond = sum(entry.pos + entry.size > size for entry in stream.index_entries)
+        if beyond:
+            raise VideoError(
+                f"{path}: cut short: {beyond} of the {len(stream.index_entries)} frames in its table lie past the end"
+                f" of the file at byte {size}. Copy or download it again"
+            )
+
+
+def _storable(path: Path, picture: Picture, short_side: int) -> tuple[int, int]:
+    """The stored size of frames like `picture`. Raises VideoError where it is more than a record's JPEGs may have."""
+    height, width = picture.shape[:2]
+    stored = stored_size(width, height, short_side)
+    if max(stored) > LONGEST_JPEG or stored[0] * stored[1] > MOST_PIXELS:
+        raise VideoError(
+            f"{path}: frames of {width}x{height} would be stored as {stored[0]}x{stored[1]}, expected at most"
+            f" {LONGEST_JPEG} pixels a side and {MOST_PIXELS} in all; cut the picture, take it off the lists, or set"
+            " a smaller preprocess.rgb.short_side"
+        )
+    return stored
 
 
 def _beginning(path: Path) -> str:

@@ -191,9 +191,12 @@ def test_what_is_no_video_is_refused_with_what_it_is(tmp_path, content, reason):
         read_video(path)
 
 
-def test_a_folder_and_a_missing_file_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "v.avi"):
-        with pytest.raises(VideoError, match="no such file"):
+def test_what_is_no_file_is_refused_with_what_it_is(tmp_path):
+    link = tmp_path / "link.avi"
+    link.symlink_to(tmp_path / "away.avi")
+    found = {tmp_path: "a folder", tmp_path / "v.avi": "no such file", link: "a link to .*away.avi, where nothing is"}
+    for path, what in found.items():
+        with pytest.raises(VideoError, match=rf"{path}: {what}; expected a video"):
             read_video(path)
 
 
