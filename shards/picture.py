@@ -120,7 +120,6 @@ def contact_sheet(
     return page
 
 
-@no_bombs()
 def record_sheet(record: Record, columns: int = 6) -> Image.Image:
     """A page on `record`: up to `columns` frames spread over it, below each its flow to the next, in one scale."""
     count = min(columns, max(1, record.frames - 1))
@@ -184,7 +183,7 @@ def decoded(jpeg: Blob, size: tuple[int, int], mode: str, where: str, *, shrink:
 
 
 def round_limit(lengths: NDArray[np.floating]) -> float:
-    """A round number of pixels that all but the longest half per cent of `lengths` stay below: what a legend ends at."""
+    """A round number of pixels for a legend to end at: all but the longest half per cent of `lengths` stay below."""
     reach = float(np.quantile(lengths, 0.995)) if lengths.size else 0.0
     return next((float(limit) for limit in LIMITS if limit >= reach), float(LIMITS[-1]))
 
@@ -197,7 +196,8 @@ def _flow(record: Record, pair: int) -> NDArray[np.float32]:
 def _decoded(frames: Frames, image: int, mode: str, name: str) -> Picture:
     """A picture of a record. Raises CorruptRecordError where it is no JPEG of the size that the record says."""
     where = f"{name}: image {image} of {len(frames)}"
-    return decoded(frames[image], (frames.width, frames.height), mode, where)
+    with no_bombs():
+        return decoded(frames[image], (frames.width, frames.height), mode, where)
 
 
 def _tile(picture: Picture, height: int) -> Image.Image:
