@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any
 from preprocess.config import Preprocess
 from preprocess.extracted import how_taken
 from preprocess.listing import Dataset, Video
+from preprocess.places import place_at
 from preprocess.record import how_made
+from preprocess.strata import SPLITS
 from shards.errors import ShardError
 from shards.format import key_of
 from shards.manifest import NAME, Manifest, parse_manifest
-from shards.split import open_split
 
 DIGEST = "videos"  # over the names, labels and sizes of all listed videos
+AT_ONCE = 16  # files looked at side by side: a shared folder or a bucket answers slowly, but many at a time
+STRATA = "strata"  # how many there are: see preprocess/strata.py
+UNTOLD = (f"plan.{DIGEST}", f"plan.{STRATA}")  # other strata alone lay the same records out in other shards: both serve
 UNSAID = {"record.flow_scale": 1.0}  # what it means where a build does not say it
 
 
@@ -32,64 +37,70 @@ class Standing:
     missing: tuple[str, ...] = ()  # files that the manifest names and that are gone or of another size
 
 
-def standing(folder: Path) -> Standing:
-    """What stands in the folder of a split; sizes are looked at, contents are not."""
-    try:
-        data = (folder / NAME).read_bytes()
-    except OSError:
+def standing(folder: str | Path) -> Standing:
+    """What stands in the folder of a split, also in a bucket; sizes are looked at, contents are not."""
+    place = place_at(folder)
+    if (data := place.read(NAME)) is None:
         return Standing()
     try:
-        manifest = parse_manifest(data, str(folder / NAME))
+        manifest = parse_manifest(data, f"{folder}/{NAME}")
     except ShardError as error:
         return Standing(problem=str(error))
     files = [file for part in manifest.parts.values() for file in (*part.shards, part.index)]
-    missing = tuple(file.name for file in files if _size(folder / file.name) != file.size)
-    return Standing(manifest=manifest, missing=missing)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        stamps = list(threads.map(lambda file: place.stamp(file.name), files))
+    missing = [file.name for file, stamp in zip(files, stamps, strict=True) if not stamp or stamp.size != file.size]
+    return Standing(manifest=manifest, missing=tuple(missing))
+
+
+def manifests(folder: str | Path) -> dict[str, Manifest]:
+    """The manifests of the splits in the folder of a data set, by their locations; those that can be read."""
+    found = {}
+    for split in SPLITS:
+        place = place_at(folder).below(f"split{split}")
+        with suppress(ShardError):
+            if (data := place.read(NAME)) is not None:
+                found[place.location] = parse_manifest(data, place.location)
+    return found
 
 
 def made_of(dataset: Dataset, settings: Preprocess) -> dict[str, Any]:
     """All that decides the shards' bytes, as the manifest has it: settings in full, versions, the plan; no times."""
-    extracted = any(video.flow_path for videos in dataset.parts.values() for video in videos)
+    videos = [video for part in dataset.parts.values() for video in part]
+    extracted = any(video.flow_path for video in videos)
+    strata = len({dataset.strata.get(video.name, "") for video in videos}) if dataset.strata else 0
     return {
         "record": how_taken(settings.flow) if extracted else how_made(settings),
         "per_shard": settings.per_shard,
         "plan": {
             "classes": len(dataset.classes),
-            **{part: len(videos) for part, videos in dataset.parts.items()},
+            **{part: len(of_part) for part, of_part in dataset.parts.items()},
+            **({STRATA: strata} if strata else {}),  # shards of one split alone stay what is asked for
             DIGEST: _digest(dataset),
         },
     }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two builds, `flow.method: 'dis' then, 'tvl1' now` each."""
+    """What differs between two builds, `flow.method: 'dis' then, 'tvl1' now` each; no strata, as they harm nothing.
+
+    Of another flow method the parameters are left out.
+    """
     then, asked = dict(_leaves(before)), dict(_leaves(now))
     keys = [*asked, *(key for key in then if key not in asked)]
     both = {key: [side.get(key, UNSAID.get(key, "nothing")) for side in (then, asked)] for key in keys}
     other = [key for key, (was, is_) in both.items() if was != is_]
-    if other == [f"plan.{DIGEST}"]:
+    told = [key for key in other if key not in UNTOLD]
+    if not told and f"plan.{DIGEST}" in other:
         return ["plan: other names, labels or file sizes of the videos"]
-    return ["{}: {!r} then, {!r} now".format(key, *both[key]) for key in other if key != f"plan.{DIGEST}"]
+    if any(key.endswith("flow_method") for key in told):
+        told = [key for key in told if ".flow." not in f".{key}"]
+    return ["{}: {!r} then, {!r} now".format(key, *both[key]) for key in told]
 
 
-def made_alike(folder: Path, record: Mapping[str, Any]) -> list[Path]:
-    """The splits in the folder of a data set whose records were made in the way `record` says."""
-    alike = []
-    for path in sorted(folder.glob(f"split*/{NAME}")):
-        with suppress(OSError, ShardError):
-            if parse_manifest(path.read_bytes(), str(path)).made.get("record") == record:
-                alike.append(path.parent)
-    return alike
-
-
-def shared_with(splits: Sequence[Path], videos: Sequence[Video]) -> int:
-    """How many of `videos` have a record in one of `splits`, by their names; what cannot be read has none."""
-    there: set[str] = set()
-    for path in splits:
-        with suppress(ShardError), open_split(path) as split:
-            for part in split.manifest.parts:
-                there.update(row.key for row in split.index(part))
-    return sum(key_of(video.name) in there for video in videos)
+def made_alike(folder: str | Path, record: Mapping[str, Any]) -> list[str]:
+    """The locations of the splits in the folder of a data set whose records were made in the way `record` says."""
+    return [location for location, manifest in manifests(folder).items() if manifest.made.get("record") == record]
 
 
 def _digest(dataset: Dataset) -> str:

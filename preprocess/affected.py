@@ -1,0 +1,133 @@
+"""What a build will do to each record, and why, said before it starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from preprocess.disk import some
+from preprocess.former import Former, former_records, unchanged
+from preprocess.listing import Dataset
+from preprocess.plan import planned
+from preprocess.standing import differences
+from shards.format import key_of
+from shards.manifest import Manifest
+
+NEW = "no record yet"
+ANOTHER = "another file"
+FAILED = "failed before"
+NAMED = 5  # videos; of more, for one and the same reason, the reason alone is said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Affected:
+    """What will become of the records of a split."""
+
+    kept: int = 0  # finished by an earlier run of this build
+    taken_over: int = 0  # as they are, from another split or from this one's former shards
+    relabelled: int = 0  # likewise, with another label
+    packed: int = 0  # from frames and flow that were extracted before
+    made: Mapping[str, str] = field(default_factory=dict)  # name of the video: why
+    shards: int = 0  # planned
+    standing: int = 0  # of these, how many stand record for record in a split already: their files are shared
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return self.kept + self.taken_over + self.relabelled + self.packed + len(self.made)
+
+    @property
+    def share_made(self) -> float:
+        """Which part of the records are made, 0 to 1."""
+        return (len(self.made) + self.packed) / max(self.records, 1)
+
+
+def affected(
+    dataset: Dataset,
+    made: Mapping[str, Any],
+    per_shard: int,
+    splits: Mapping[str, Manifest],
+    *,
+    finished: Callable[[str], bool] = lambda _: False,
+    failed: Collection[str] = (),
+) -> Affected:
+    """What a build of `dataset` will do whose bytes `made` decides, as `standing.made_of` has it.
+
+    `splits` are those of the data set that stand, by location, this one first; `finished` says whether the record of a
+    key waits from an earlier run; `failed` names videos that had none. Files are told apart by their size, and by their
+    bytes where they are newer than the record; no other is read.
+    """
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    alike = [location for location, manifest in splits.items() if manifest.made.get("record") == made["record"]]
+    former = former_records(alike)
+    videos = [video for part in dataset.parts.values() for video in part]
+    waiting = [video for video in videos if video.flow_path is None and not finished(key_of(video.name))]
+    pairs = [(video, one) for video in waiting for one in former.of.get(key_of(video.name), ())]
+    fitting: dict[str, Former] = {}
+    for (video, one), same in zip(pairs, unchanged(pairs), strict=True):
+        if same:
+            fitting.setdefault(video.name, one)  # the first is the one that the build takes
+    otherwise, open_names = _otherwise(made, splits, alike), {video.name for video in waiting}
+    as_they_are: set[str] = set()
+    for video in videos:
+        if video.flow_path is not None:
+            counts["packed"] += 1
+        elif video.name not in open_names:
+            counts["kept"] += 1
+        elif (found := fitting.get(video.name)) is None:
+            known = key_of(video.name) in former.of
+            reasons[video.name] = ANOTHER if known else FAILED if video.name in failed else otherwise
+        elif (found.label, found.class_name) == (video.label, video.class_name):
+            counts["taken_over"] += 1
+            as_they_are.add(key_of(video.name))
+        else:
+            counts["relabelled"] += 1
+    shards = planned(dataset, per_shard)
+    standing = sum(shard.keys in former.shards and as_they_are.issuperset(shard.keys) for shard in shards)
+    return Affected(made=reasons, shards=len(shards), standing=standing, **counts)
+
+
+def in_words(what: Affected) -> str:
+    """It as one reads it: `149 records are taken over, 1 is made: v_x (another file)`."""
+    said = [
+        (what.kept, "kept from an earlier run"),
+        (what.taken_over, "taken over"),
+        (what.relabelled, "taken over with another label"),
+        (what.packed, "packed from extracted frames"),
+        (len(what.made), "made"),
+    ]
+    said = [(number, how) for number, how in said if number]
+    if len(said) == 1 and what.records > 1:
+        head = f"all {what.records:,} records are {said[0][1]}"
+    else:
+        head = ", ".join(_clause(number, how, first=not place) for place, (number, how) in enumerate(said))
+    names_by_reason: dict[str, list[str]] = {}
+    for name, why in what.made.items():
+        names_by_reason.setdefault(why, []).append(name)
+    if len(names_by_reason) == 1 and len(what.made) > NAMED:
+        return f"{head}: {next(iter(names_by_reason))}"
+    named = "; ".join(f"{some(names)} ({why})" for why, names in names_by_reason.items())
+    return f"{head}: {named}" if named else head
+
+
+def in_lines(what: Affected) -> Iterator[str]:
+    """All there is to say: what becomes of the records, then of the shards."""
+    yield in_words(what)
+    if what.standing:
+        yield f"{what.standing:,} of {what.shards:,} shards stand in another split already, and share its files"
+
+
+def _clause(number: int, how: str, *, first: bool) -> str:
+    noun = (" record" if number == 1 else " records") if first else ""
+    return f"{number:,}{noun} {'is' if number == 1 else 'are'} {how}"
+
+
+def _otherwise(made: Mapping[str, Any], splits: Mapping[str, Manifest], alike: Collection[str]) -> str:
+    """Why a video without a former record is made: no split has it, or those that have were made in another way."""
+    if alike or not splits:
+        return NEW
+    before = next(iter(splits.values())).made
+    return "; ".join(differences({"record": before.get("record")}, {"record": made["record"]})) or NEW
