@@ -90,7 +90,7 @@ def videos_below(folder: Path, layouts: Iterable[str]) -> Found:
             path = Path(entry.path)
             if entry.is_dir():
                 _add_class_folder(found, path)
-            elif is_video(path) and entry.is_file():
+            elif is_video(path) and path.exists():
                 found.add(stem(entry.name), path)
             elif path.suffix.lower() not in LIST_ENDINGS:
                 found.strays.append(path)
@@ -107,7 +107,7 @@ def _add_class_folder(found: Found, folder: Path) -> None:
     any_video = False
     for entry in entries(folder):
         path = Path(entry.path)
-        if is_video(path) and entry.is_file():
+        if is_video(path) and path.exists():  # a folder, a pipe: that video fails by itself, with its reason
             found.add(stem(entry.name), path)
             any_video = True
         else:

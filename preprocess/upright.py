@@ -7,6 +7,8 @@ a stored point (x, y) to (a x + c y, b x + d y), x to the right and y down; only
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import SupportsBytes, cast
 
 import av
 import numpy as np
@@ -35,7 +37,8 @@ def upright(picture: Picture, frame: av.VideoFrame) -> Picture:
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The four values that turn and mirror; those of less than a hundredth of the largest are taken for zero."""
-    raw = bytes(frame.side_data["DISPLAYMATRIX"]) if "DISPLAYMATRIX" in frame.side_data else b""
+    beside = cast(Mapping[str, SupportsBytes], frame.side_data)
+    raw = bytes(beside["DISPLAYMATRIX"]) if "DISPLAYMATRIX" in beside else b""
     if len(raw) < MATRIX.size:
         return (1, 0, 0, 1)
     a, b, _, c, d, *_ = MATRIX.unpack_from(raw)

@@ -170,6 +170,7 @@ def count_frames(path: Path) -> int:
 def source_of(path: Path) -> Source:
     """SHA-256 and size of the file. Raises VideoError if it cannot be read."""
     try:
+        _refuse_no_file(path)  # a pipe would keep us waiting
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
             return Source(sha256=digest.hexdigest(), bytes=file.tell())
@@ -184,8 +185,7 @@ def decoder() -> str:
 
 def _refuse_unusable(path: Path) -> None:
     try:
-        if not path.is_file():
-            raise VideoError(f"{path}: {_what_else(path)}; expected a video. Put one there, or take it off the lists")
+        _refuse_no_file(path)
         if path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); expected a video. Copy it again")
         what = shortfall(path)
@@ -195,13 +195,15 @@ def _refuse_unusable(path: Path) -> None:
         raise VideoError(f"{path}: cut short: {what}. Copy or download it again")
 
 
-def _what_else(path: Path) -> str:
-    """What is at `path`, which is no file."""
+def _refuse_no_file(path: Path) -> None:
+    if path.is_file():
+        return
+    what = "no such file"
     if path.is_symlink() and not path.exists():
-        return f"a link to {path.readlink()}, where nothing is"
-    if path.is_dir():
-        return "a folder"
-    return "neither a file nor a folder" if path.exists() else "no such file"
+        what = f"a link to {path.readlink()}, where nothing is"
+    elif path.exists():
+        what = "a folder" if path.is_dir() else "neither a file nor a folder"
+    raise VideoError(f"{path}: {what}; expected a video. Put one there, or take it off the lists")
 
 
 def _refuse_absurd(path: Path, stream: av.VideoStream, container: str) -> None:

@@ -121,7 +121,7 @@ def test_the_hash_is_that_of_the_file(tmp_path):
     source = source_of(tmp_path / "v")
     assert source.bytes == 3
     assert source.sha256.startswith("ba7816bf")
-    with pytest.raises(VideoError, match="No such file"):
+    with pytest.raises(VideoError, match="no such file"):
         source_of(tmp_path / "w")
 
 
