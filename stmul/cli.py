@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +96,10 @@ def train(cfg: str | None, fresh: bool, **options: Any) -> None:
             config = load(Config, name, changes)
             cfg = name
         clips = ", ".join(f"{part.records} {name}" for name, part in manifest.parts.items())
-        click.echo(f"shards    {split.location}")
+        say = _speaker()
+        say(f"shards    {split.location}")
         named = f"{manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes"
-        click.echo(f"data set  {named}, clips: {clips}")
+        say(f"data set  {named}, clips: {clips}")
         _train(config, split, name=Path(cfg or manifest.dataset).stem, fresh=fresh)
 
 
@@ -105,28 +107,49 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
     from rich.console import Console
 
     from stmul.display import training_display
+    from stmul.distributed import here, joined
     from stmul.logs import run_log, stop_requests
-    from stmul.stages import choose_device, open_run, train_stages
-    from stmul.start import find_start, settled
+    from stmul.stages import begin, choose_device, train_stages
 
-    config = _on(config, split.location)
-    device = choose_device(config.experiment)
-    start = find_start(config, split)
-    asked, config = config, settled(config, start)
-    run, goes_on = open_run(config, split, start, name=name, fresh=fresh)
-    click.echo(f"start     {start.words}")
-    taken = [f"{name} {value}" for name, value in config.network if getattr(asked.network, name) != value]
-    if taken:
-        click.echo(f"network   as the starting weights were made: {', '.join(taken)}")
-    click.echo(f"run       {run.folder}{' (goes on where it was stopped)' if goes_on else ''}, on {device}")
-    with training_display(Console()) as watch, run_log(run) as log, stop_requests() as stop:
+    say = _speaker()
+    device = choose_device(config.experiment, here())
+    with joined(device) as ranks, ExitStack() as stack:
+        begun = begin(_on(config, split.location), split, name=name, fresh=fresh, ranks=ranks)
+        for line in begun.lines:
+            say(line)
+        say(f"run       {begun.run.folder}{' (goes on where it was stopped)' if begun.goes_on else ''}, on {device}")
+        if ranks.world > 1:
+            say(f"ranks     {ranks.world}, of which {ranks.local_world} on this machine")
+        watch = stack.enter_context(training_display(Console(quiet=not ranks.first)))
+        log = stack.enter_context(run_log(begun.run) if ranks.first else nullcontext(_nothing))
+        stop = stack.enter_context(stop_requests(quiet=not ranks.first))
         done = train_stages(
-            config, split, run, start, device=device, watch=watch, log=log, stop=stop, say=lambda text: click.echo(text)
+            begun.config,
+            split,
+            begun.run,
+            begun.start,
+            device=device,
+            watch=watch,
+            log=log,
+            stop=stop,
+            say=say,
+            ranks=ranks,
         )
     if not done:
-        click.echo("stopped; run the same command to go on")
+        say("stopped; run the same command to go on")
         raise SystemExit(130)
-    click.echo(f"done      {run.folder}; test it with: stmul test -i {run.id}")
+    say(f"done      {begun.run.folder}; test it with: stmul test -i {begun.run.id}")
+
+
+def _speaker() -> Callable[[str], None]:
+    """What prints a line, in the first of several processes alone."""
+    from stmul.distributed import here
+
+    return click.echo if here().first else _nothing
+
+
+def _nothing(what: object) -> None:
+    return None
 
 
 @click.command()
@@ -145,6 +168,7 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     from configs import dump
     from stmul.arithmetic import as_possible
     from stmul.display import counting, results_table
+    from stmul.distributed import here, joined
     from stmul.evaluate import evaluate
     from stmul.results import write_results
     from stmul.run_report import report_of_run
@@ -152,20 +176,24 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     from stmul.stages import choose_device, load_networks, must_be_unseen
 
     run, config = _run_and_settings(cfg, gathered(**options))
-    console = Console()
-    with _opened(config) as split:
+    say, device = _speaker(), choose_device(config.experiment, here())
+    with _opened(config) as split, joined(device) as ranks:
+        console = Console(quiet=not ranks.first)
         if part not in split.manifest.parts:
             raise SettingsError(f"--part {part}: expected one of {', '.join(split.manifest.parts)}")
         must_be_unseen(run.about(), split, other_split=config.experiment.other_split)
-        device = choose_device(config.experiment)
-        config = as_possible(config, "evaluate", device, click.echo)
+        config = as_possible(config, "evaluate", device, say)
         networks, epoch = load_networks(
             run, config, split.manifest.classes, epoch=config.experiment.pre_trained_epoch, device=device
         )
-        click.echo(f"run       {run.folder}, {run.about().network or f'epoch {epoch}'}, on {device}")
-        click.echo(f"shards    {split.location}, {part}: {split.manifest.parts[part].records} clips")
+        say(f"run       {run.folder}, {run.about().network or f'epoch {epoch}'}, on {device}")
+        say(f"shards    {split.location}, {part}: {split.manifest.parts[part].records} clips")
         with counting(console, "clips") as watch:
-            results = evaluate(networks, split, config, part=part, device=device, run=run.id, epoch=epoch, watch=watch)
+            results = evaluate(
+                networks, split, config, part=part, device=device, run=run.id, epoch=epoch, watch=watch, ranks=ranks
+            )
+        if not ranks.first:
+            return
         path = run.folder / "results" / f"{results.dataset}-split{results.split}-{part}-epoch{epoch:04d}.json"
         path.parent.mkdir(exist_ok=True)
         write_results(path, results)
@@ -215,6 +243,7 @@ def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]
 
 def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
     """A run of its own for a network that was not trained here, and the settings to test it with."""
+    from stmul.distributed import here
     from stmul.runs import About, run_of_network
     from stmul.start import load_joint
 
@@ -238,7 +267,8 @@ def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
     if not network.class_names:
         click.echo(f"note      {path} names no classes: its scores are taken in the order of the shards' classes")
     run = run_of_network(Path(config.experiment.folder), path)
-    run.describe(about, config)
+    if here().first:
+        run.describe(about, config)
     return run, config
 
 

@@ -7,9 +7,10 @@ streams are then averaged with equal weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from stmul.arithmetic import autocast, averaged, compile_forward, compiling
 from stmul.augment import see_flow, see_rgb, whole_view
 from stmul.config import Config
 from stmul.decode import Decoded
+from stmul.distributed import ALONE, Ranks
 from stmul.errors import EvaluationError
 from stmul.loading import clip_tensors, evaluation_clips, test_views
 from stmul.network import TwoStream
@@ -36,6 +38,29 @@ class Networks:
 
     def all(self) -> list[nn.Module]:
         return [network for network in (self.joint, self.appearance, self.motion) if network is not None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scored:
+    """A clip and its class scores."""
+
+    record: int  # its place in the part
+    name: str
+    label: int
+    heads: Mapping[str, NDArray[np.float32]]  # (K,) each
+
+
+def packed(clips: Sequence[Scored]) -> bytes:
+    """Scored clips as bytes, for another rank."""
+    rows = [(one.record, one.name, one.label, {k: v.tobytes() for k, v in one.heads.items()}) for one in clips]
+    return bytes(msgpack.packb(rows))
+
+
+def unpacked(data: bytes) -> Iterator[Scored]:
+    """The clips that `packed` made bytes of, bit by bit the same."""
+    for record, name, label, heads in msgpack.unpackb(data):
+        scores_K = {head: np.frombuffer(values, dtype=np.float32) for head, values in heads.items()}
+        yield Scored(record=record, name=name, label=label, heads=scores_K)
 
 
 @torch.inference_mode()
@@ -108,8 +133,9 @@ def evaluate(
     run: str = "",
     epoch: int = 0,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> Results:
-    """Scores of every clip of `part`, once each, in the order of the records.
+    """Scores of every clip of `part`, once each, in the order of the records; several ranks share them out.
 
     Raises EvaluationError if any clip was missed or met twice, ResultsError if a score is not finite.
     """
@@ -118,16 +144,19 @@ def evaluate(
         if config.evaluate.compile:
             compile_forward(network, sizes_vary=True)
     count = len(split.index(part))
-    found: dict[int, dict[str, NDArray[np.float32]]] = {}
-    names: dict[int, tuple[str, int]] = {}
-    for loaded in evaluation_clips(split, part, config):
+    scored: list[Scored] = []
+    for loaded in evaluation_clips(split, part, config, rank=ranks.rank, world=ranks.world):
         decoded = loaded.to(device)
         (clip,) = decoded.clips
-        if clip.record in found:
-            raise EvaluationError(f"{split.location}: {part} clip {clip.name} was scored twice")
-        found[clip.record] = video_scores(networks, decoded, config)
-        names[clip.record] = (clip.name, clip.label)
-        watch(len(found), count)
+        heads_K = video_scores(networks, decoded, config)
+        scored.append(Scored(record=clip.record, name=clip.name, label=clip.label, heads=heads_K))
+        watch(min(count, len(scored) * ranks.world), count)
+    found: dict[int, dict[str, NDArray[np.float32]]] = {}
+    names: dict[int, tuple[str, int]] = {}
+    for one in (one for data in ranks.gathered(packed(scored)) for one in unpacked(data)):
+        if one.record in found:
+            raise EvaluationError(f"{split.location}: {part} clip {one.name} was scored twice")
+        found[one.record], names[one.record] = dict(one.heads), (one.name, one.label)
     if sorted(found) != list(range(count)):
         raise EvaluationError(f"{split.location}: {len(found)} of {count} {part} clips were scored")
     heads = {head: np.stack([found[record][head] for record in range(count)]) for head in found[0]}

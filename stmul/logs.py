@@ -36,10 +36,10 @@ def run_log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGINT (Ctrl-C) or SIGTERM has come; a second one interrupts at once.
 
-    The first is answered on standard error: a step may take a while.
+    The first is answered on standard error, unless `quiet`: a step may take a while.
     """
     asked = threading.Event()
 
@@ -47,6 +47,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        if quiet:
+            return
         with suppress(OSError):  # not print: the signal may have come in the middle of one
             os.write(2, b"stopping after this step; once more to stop at once\n")
 

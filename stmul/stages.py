@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from configs import SettingsError
 from shards.split import Split
+from shards.stream import cores
 from stmul.arithmetic import as_possible
 from stmul.bases import STREAMS
 from stmul.checkpoint import load, restore
 from stmul.config import Config, Experiment
+from stmul.distributed import ALONE, Ranks
 from stmul.errors import RunError, TrainingError
 from stmul.evaluate import Networks
 from stmul.network import TwoStream, join, single
 from stmul.resnet import Stream
 from stmul.runs import STAGES, About, Run, checkpoint_path, new_run, unfinished
 from stmul.snapshot import Origin
-from stmul.start import Start, load_joint
+from stmul.start import Start, find_start, load_joint, settled
 from stmul.train import Watch, train_stage
 from stmul.weights import fitted
 
@@ -38,17 +40,29 @@ WITHOUT_EFFECT = {
 }
 
 
-def choose_device(experiment: Experiment) -> torch.device:
-    """The device asked for. Raises SettingsError where a GPU is demanded and there is none, or not that one."""
+def with_threads(config: Config, ranks: Ranks) -> Config:
+    """The settings with the machine's cores shared out among its ranks, where they do not say how many threads read."""
+    if config.data.threads or ranks.local_world == 1:
+        return config
+    threads = max(1, cores() // ranks.local_world)
+    return config.model_copy(update={"data": config.data.model_copy(update={"threads": threads})})
+
+
+def choose_device(experiment: Experiment, ranks: Ranks = ALONE) -> torch.device:
+    """The device asked for; of several processes on a machine each gets a GPU of its own, from `gpu_id` on.
+
+    Raises SettingsError where a GPU is demanded and there is none, or not that one.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if experiment.use_gpu == "no" or (experiment.use_gpu == "auto" and not count):
         return torch.device("cpu")
-    if experiment.gpu_id >= count:
+    number = experiment.gpu_id + ranks.local
+    if number >= count:
         raise SettingsError(
-            f"experiment.gpu_id: expected one of the {count} GPUs that PyTorch sees, found {experiment.gpu_id};"
+            f"experiment.gpu_id: expected one of the {count} GPUs that PyTorch sees, found {number};"
             f" without a GPU: --use-gpu no"
         )
-    return torch.device("cuda", experiment.gpu_id)
+    return torch.device("cuda", number)
 
 
 def pool_of(config: Config) -> int:
@@ -86,6 +100,39 @@ def open_run(config: Config, split: Split, start: Start, *, name: str, fresh: bo
     return run, False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A training that may start, or go on."""
+
+    config: Config  # as the starting weights have it
+    run: Run
+    start: Start
+    goes_on: bool  # with a run that was stopped
+    lines: tuple[str, ...]  # what the user should know of it
+
+
+def begin(config: Config, split: Split, *, name: str, fresh: bool, ranks: Ranks = ALONE) -> Begun:
+    """What a training starts from, and the run it is written to; the first of several ranks finds and makes them.
+
+    The others know of no starting weights: they get the first one's with its network.
+    """
+    own: Begun | None = None
+    if ranks.first:
+        start = find_start(config, split)
+        asked, config = config, settled(config, start)
+        run, goes_on = open_run(config, split, start, name=name, fresh=fresh)
+        taken = [f"{name} {value}" for name, value in config.network if getattr(asked.network, name) != value]
+        lines = [f"start     {start.words}"]
+        lines += [f"network   as the starting weights were made: {', '.join(taken)}"] if taken else []
+        own = Begun(config=config, run=run, start=start, goes_on=goes_on, lines=tuple(lines))
+    told = ranks.told([own.config.model_dump(mode="json"), str(own.run.folder), own.start.stages] if own else None)
+    if own is not None:
+        return own
+    settings, folder, stages = told
+    start = Start(tuple(stages), "what the first rank has")
+    return Begun(config=Config.model_validate(settings), run=Run(Path(folder)), start=start, goes_on=False, lines=())
+
+
 def train_stages(
     config: Config,
     split: Split,
@@ -97,9 +144,10 @@ def train_stages(
     log: Callable[[dict[str, Any]], None],
     say: Callable[[str], None],
     stop: Callable[[], bool],
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Trains every stage to its end and marks the run as done. False where `stop()` ended it early: run it again."""
-    config = as_possible(config, "train", device, say)
+    config = with_threads(as_possible(config, "train", device, say), ranks)
     states = dict(start.states)
     classes = len(split.manifest.classes)
     for stage in start.stages:
@@ -109,10 +157,13 @@ def train_stages(
                 layer.p = dropout
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)
-        if not train_stage(stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop):
+        if not train_stage(
+            stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop, ranks=ranks
+        ):
             return False
         states[stage] = {name: value.cpu() for name, value in network.state_dict().items()}
-    run.describe(replace(run.about(), done=True), config)
+    if ranks.first:
+        run.describe(replace(run.about(), done=True), config)
     return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from shards.draws import key_of
 from shards.order import State, steps_for
 from shards.split import Split
 from stmul.arithmetic import autocast, averaged, compile_forward, compiling
-from stmul.batchnorm import commit_moments, sub_batches
+from stmul.batchnorm import collected_moments, commit_moments, sub_batches
 from stmul.checkpoint import Checkpoint, restore, resume_from, save
 from stmul.config import Config
 from stmul.damage import Damaged
+from stmul.distributed import ALONE, Ranks, together, within
 from stmul.errors import TrainingError
 from stmul.loading import Batch, batch_stream, merged
 from stmul.memory import groups_at_once
@@ -32,10 +33,12 @@ from stmul.network import TwoStream
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
 
+T = TypeVar("T")
+
 
 def scores(network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     """Class scores (B, K) of each head: the two of a TwoStream, the one of a stream alone."""
-    if isinstance(network, TwoStream):
+    if isinstance(within(network), TwoStream):
         maps = network(batch.rgb_BTCHW, batch.flow_BTCHW)
     else:
         maps = (network(batch.rgb_BTCHW if batch.rgb_BTCHW is not None else batch.flow_BTCHW),)
@@ -52,31 +55,34 @@ def step(
     moments_rate: float,
     clip_norm: float,
     precision: str = "float32",
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor, int]:
     """One update from the sub-batches of `clips` clips: the summed loss and right answers before it, of how many clips.
 
     The loss of a clip is the sum over heads of the cross-entropy. Dropout is a function of (seed, position). A clip
-    that is not valid has weight 0: `clips` counts it, and nothing else does.
+    that is not valid has weight 0: `clips` counts it, and nothing else does. Of several ranks each has sub-batches of
+    its own; the update is that of all, what is returned is of this one's.
     """
     optimizer.zero_grad(set_to_none=True)
     losses, right, valid = [], [], 0
-    for batch in batches:
+    for batch, last in _with_last(batches):
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
-        with sub_batches(network, batch.groups, batch.valid), autocast(batch.labels_B.device, precision):
-            heads = scores(network, batch)
-        labels_B = batch.labels_B
-        if not all(batch.valid):
-            kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
-            heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
-        loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
-        (loss / clips).backward()  # type: ignore[no-untyped-call]
+        with ranks.summing(network, last):
+            with sub_batches(network, batch.groups, batch.valid), autocast(batch.labels_B.device, precision):
+                heads = scores(network, batch)
+            labels_B = batch.labels_B
+            if not all(batch.valid):
+                kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
+                heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
+            loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
+            (loss / clips * ranks.world).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         valid += len(labels_B)
         right.append((torch.stack(heads).mean(0).argmax(1) == labels_B).sum())
     if clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
-    commit_moments(network, moments_rate)
+    commit_moments(network, moments_rate, ranks.summed(collected_moments(network)))
     return torch.stack(losses).sum(), torch.stack(right).sum(), valid
 
 
@@ -134,13 +140,19 @@ def train_stage(
     watch: Watch,
     log: Callable[[dict[str, Any]], None],
     stop: Callable[[], bool],
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Trains `network` in place to the end of `stage`, from the stage's newest checkpoint if there is one.
 
-    Writes one after each epoch, and every `train.save_minutes` within it. Returns False where `stop()` asked to end
-    early; a checkpoint of that step has then been written.
+    Writes one after each epoch, and every `train.save_minutes` within it; of several ranks the first does. Returns
+    False where `stop()` asked one of them to end early; a checkpoint of that step has then been written.
     """
-    recipe, (batch, _) = getattr(config.train, stage), config.train.batches(stage)
+    recipe, (batch, sub_batch) = getattr(config.train, stage), config.train.batches(stage)
+    if batch // sub_batch < ranks.world:
+        raise TrainingError(
+            f"stage {stage}: a batch of {batch} clips is {batch // sub_batch} sub-batches of {sub_batch}, too few for"
+            f" {ranks.world} processes. Start fewer, or take larger batches (--set train.batch=...)"
+        )
     count = len(split.index("train"))
     steps = steps_for(recipe.epochs, count=count, batch=batch)
     optimizer = SGD(
@@ -150,11 +162,13 @@ def train_stage(
         groups = groups_at_once(network, config, stage, device)
     if config.train.compile:
         compile_forward(network)
-    begun, state, meter = _resume(stage, network, optimizer, run)
-    network.train()
+    begun, state, meter = _resume(stage, network, optimizer, run, ranks)
+    parallel = ranks.parallel(network.train())
     saved, minutes = time.monotonic(), config.train.save_minutes
     skip = Damaged(run.folder, config.data.damage_limit) if config.data.damage == "skip" else None
-    with batch_stream(split, config, stage, device=device, start=state, skip=skip) as stream:
+    with batch_stream(
+        split, config, stage, device=device, start=state, skip=skip, rank=ranks.rank, world=ranks.world
+    ) as stream:
         for number in range(begun, steps):
             learning_rate = rate(number, steps, recipe)
             for group in optimizer.param_groups:
@@ -162,9 +176,9 @@ def train_stage(
             begin = time.perf_counter()
             waits: list[float] = []
             batches = (make() for make in timed(stream.step(), waits))
-            with compiling("train.compile"):
+            with compiling("train.compile"), together(ranks):
                 loss, right, valid = step(
-                    network,
+                    parallel,
                     merged(batches, groups),
                     optimizer,
                     clips=batch,
@@ -172,18 +186,21 @@ def train_stage(
                     moments_rate=config.train.moments_rate,
                     clip_norm=config.train.clip_norm,
                     precision=config.train.precision,
+                    ranks=ranks,
                 )
-            meter = _counted(meter, float(loss), int(right), valid, time.perf_counter() - begin, sum(waits))
+            mine = torch.tensor([float(loss), float(right), valid, stop()], dtype=torch.float64)
+            summed, correct, counted, stops = ranks.summed(mine).tolist()
+            meter = _counted(meter, summed, int(correct), int(counted), time.perf_counter() - begin, sum(waits))
             _must_be_finite(meter, stage, number, run)
             epoch = min(recipe.epochs, (number + 1) * batch // count)
             ended = epoch > min(recipe.epochs, number * batch // count) or number + 1 == steps
-            stopping = stop() and number + 1 < steps
+            stopping = bool(stops) and number + 1 < steps
             row = meter.row(stage, epoch, number + 1, learning_rate)
             watch(_progress(row, stage, number + 1, steps, (number + 1) * batch / count))
             if ended:
                 log(row)
                 meter = Meter()
-            if ended or stopping or (minutes and time.monotonic() - saved >= 60 * minutes):
+            if ranks.first and (ended or stopping or (minutes and time.monotonic() - saved >= 60 * minutes)):
                 path = run.epoch(stage, epoch) if ended else run.mid_epoch(stage)
                 place = _Place(stage, epoch, number + 1, stream.state(), meter)
                 save(path, _checkpoint(place, config, split, network, optimizer))
@@ -207,15 +224,36 @@ def timed(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:
         yield item
 
 
-def _resume(stage: str, network: nn.Module, optimizer: SGD, run: Run) -> tuple[int, State | None, Meter]:
-    found = resume_from(run, stage)
-    if found is None:
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """The same items, each with whether it is the last."""
+    rest = iter(items)
+    for item in rest:
+        for following in rest:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def _resume(stage: str, network: nn.Module, optimizer: SGD, run: Run, ranks: Ranks) -> tuple[int, State | None, Meter]:
+    """Where the stage's newest checkpoint was written; the first rank reads it, and the others get what it holds."""
+    found = resume_from(run, stage) if ranks.first else None
+    if found is not None:
+        path, checkpoint = found
+        restore(network, checkpoint.network, path)
+        optimizer.load_state_dict(dict(checkpoint.optimizer))
+    place = ranks.told([found[1].step, found[1].loader, *found[1].sums] if found else None)
+    if place is None:
         return 0, None, Meter()
-    path, checkpoint = found
-    restore(network, checkpoint.network, path)
-    optimizer.load_state_dict(dict(checkpoint.optimizer))
-    loss, right, clips = checkpoint.sums
-    return checkpoint.step, State.from_json(checkpoint.loader), Meter(loss=loss, right=right, clips=clips)
+    ranks.same([*network.state_dict().values(), *momenta(optimizer)])
+    step, loader, loss, right, clips = place
+    return step, State.from_json(loader), Meter(loss=loss, right=right, clips=clips)
+
+
+def momenta(optimizer: SGD) -> list[Tensor]:
+    """The momentum of each weight, zeros where there has been none yet."""
+    groups = [group for group in optimizer.param_groups if group["momentum"]]
+    weights = [weight for group in groups for weight in group["params"]]
+    return [optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight)) for weight in weights]
 
 
 def _counted(meter: Meter, loss: float, right: int, clips: int, seconds: float, waited: float) -> Meter:
