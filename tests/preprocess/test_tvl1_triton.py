@@ -1,0 +1,217 @@
+"""The Triton kernels do what the readable solver does: interpreted on the CPU here, on a GPU where there is one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from preprocess.tvl1_eager import Linearised, Unknowns, solve
+from preprocess.tvl1_parameters import Parameters
+
+Problem = tuple[Unknowns, Linearised, Parameters]
+Solver = Callable[[list[Problem]], list[Unknowns]]
+NAMES = tuple(one.name for one in dataclasses.fields(Unknowns))
+SHORT = Parameters(inner=3, outer=2, epsilon=0.02)
+
+INTERPRETED = """
+import pickle, sys
+from preprocess import tvl1_kernels
+from preprocess.tvl1_triton import solve
+problems = pickle.load(open(sys.argv[1], "rb"))
+for problem, blocks in problems.values():
+    tvl1_kernels.BLOCKS = blocks
+    solve(*problem)
+pickle.dump({name: unknowns for name, ((unknowns, *_), _) in problems.items()}, open(sys.argv[1], "wb"))
+"""
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, Problem]:
+    """What is solved here, by name."""
+    given = {
+        "two tiles across": problem(1, 8, 66, Parameters(inner=2, outer=2, epsilon=0.02)),
+        "median of 3": problem(2, 9, 16, Parameters(inner=2, outer=1, epsilon=0, median=3)),
+        "no median": problem(1, 8, 17, Parameters(inner=3, outer=1, median=1, tau=0.1, lambda_=0.3, theta=0.5)),
+        "three pairs": problem(3, 8, 12, Parameters(inner=4, outer=2, epsilon=0.1)),
+        **{f"only the median of {side}": only_the_median(side) for side in (3, 5)},
+    }
+    given |= {f"pair {pair}": part(given["three pairs"], pair) for pair in range(3)}
+    broken = copy.deepcopy(given["three pairs"])
+    broken[0].u1[0] = float("nan")
+    return given | {"broken": broken, "one block": copy.deepcopy(given["two tiles across"])}
+
+
+@pytest.fixture(scope="module")
+def interpreted(problems: dict[str, Problem], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Unknowns]:
+    """The problems solved by the kernels, in a process in which Triton interprets them."""
+    path = tmp_path_factory.mktemp("triton") / "problems.pickle"
+    path.write_bytes(
+        pickle.dumps({name: (given, 1 if name == "one block" else 1584) for name, given in problems.items()})
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", INTERPRETED, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Solver:
+    """Solves problems by the kernels on the GPU, each three times: launched, recorded, replayed."""
+
+    def solved(problems: list[Problem]) -> list[Unknowns]:
+        from preprocess import tvl1_triton
+
+        answers = []
+        for unknowns, line, parameters in problems:
+            there = Linearised(**{f.name: getattr(line, f.name).cuda() for f in dataclasses.fields(line)})
+            thrice = []
+            for _ in range(3):
+                found = Unknowns(**{name: getattr(unknowns, name).cuda() for name in NAMES})
+                tvl1_triton.solve(found, there, parameters)
+                thrice.append(Unknowns(**{name: getattr(found, name).cpu() for name in NAMES}))
+            for one, other in pairwise(thrice):
+                must_equal(one, other)
+            answers.append(thrice[0])
+        return answers
+
+    return solved
+
+
+def problem(pairs: int, height: int, width: int, parameters: Parameters = SHORT, *, seed: int = 0) -> Problem:
+    """Noise, each pair quieter than the one before, so that they end at different iterations."""
+    draw = torch.Generator().manual_seed(seed)
+    loudness = 0.3 ** torch.arange(pairs, dtype=torch.float32)[:, None, None]
+
+    def noise(scale: float) -> torch.Tensor:
+        return torch.randn(pairs, height, width, generator=draw) * scale * loudness
+
+    gx, gy = noise(8), noise(8)
+    unknowns = Unknowns(u1=noise(1), u2=noise(1), p11=noise(0.3), p12=noise(0.3), p21=noise(0.3), p22=noise(0.3))
+    return unknowns, Linearised(gx=gx, gy=gy, grad=gx * gx + gy * gy, rho_c=noise(20)), parameters
+
+
+def eager(given: Problem) -> Unknowns:
+    """What the readable solver makes of it."""
+    unknowns = copy.deepcopy(given[0])
+    solve(unknowns, *given[1:])
+    return unknowns
+
+
+def only_the_median(side: int) -> Problem:
+    """No data term and no dual variables: what is left of a pass in which nothing moves is its median."""
+    unknowns, line, _ = problem(1, 7, 66)
+    still = Linearised(**{f.name: torch.zeros_like(line.gx) for f in dataclasses.fields(line)})
+    duals = {name: torch.zeros_like(line.gx) for name in NAMES[2:]}
+    return Unknowns(u1=unknowns.u1, u2=unknowns.u2, **duals), still, Parameters(inner=1, outer=1, median=side)
+
+
+def part(given: Problem, pair: int) -> Problem:
+    """The problem of one pair alone."""
+    one = slice(pair, pair + 1)
+    unknowns, line = (
+        type(x)(**{f.name: getattr(x, f.name)[one].clone() for f in dataclasses.fields(x)}) for x in given[:2]
+    )
+    return unknowns, line, given[2]
+
+
+def must_equal(found: Unknowns, expected: Unknowns, tolerance: float = 0.0) -> None:
+    for name in NAMES:
+        one, other = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=tolerance, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def iterations(given: Problem) -> list[int]:
+    """After how many iterations each pair ends, from the readable solver run with ever higher limits."""
+    unknowns, line, parameters = given
+    assert parameters.outer == 1
+    ended = [parameters.inner] * len(unknowns.u1)
+    final = eager(given)
+    for count in reversed(range(1, parameters.inner)):
+        some = eager((unknowns, line, dataclasses.replace(parameters, inner=count)))
+        for pair in range(len(ended)):
+            if torch.equal(some.u1[pair], final.u1[pair]):
+                ended[pair] = count
+    return ended
+
+
+@pytest.mark.parametrize("name", ["two tiles across", "median of 3", "no median", "three pairs"])
+def test_the_kernels_do_what_the_readable_solver_does(problems, interpreted, name):
+    must_equal(interpreted[name], eager(problems[name]), tolerance=5e-6)
+
+
+def test_each_pair_ends_by_itself_and_gives_the_bytes_that_it_gives_alone(problems, interpreted):
+    unknowns, line, parameters = problems["three pairs"]
+    once = unknowns, line, dataclasses.replace(parameters, outer=1)
+    assert len(set(iterations(once))) == 3  # or else the next lines say little
+    for name in NAMES:
+        alone = torch.cat([getattr(interpreted[f"pair {pair}"], name) for pair in range(3)])
+        assert torch.equal(getattr(interpreted["three pairs"], name), alone), name
+
+
+def test_how_tiles_are_dealt_to_blocks_changes_no_byte(interpreted):
+    must_equal(interpreted["one block"], interpreted["two tiles across"])
+
+
+def test_a_pair_that_holds_no_numbers_harms_no_other(interpreted):
+    for name in NAMES:
+        assert torch.equal(getattr(interpreted["broken"], name)[1:], getattr(interpreted["three pairs"], name)[1:])
+    assert interpreted["broken"].u1[0].isnan().any()
+
+
+@pytest.mark.parametrize("side", [3, 5])
+def test_the_median_is_opencvs(problems, interpreted, side):
+    name = f"only the median of {side}"
+    for part_of_u in ("u1", "u2"):
+        found, given = (getattr(one, part_of_u)[0].numpy() for one in (interpreted[name], problems[name][0]))
+        np.testing.assert_array_equal(found, cv2.medianBlur(given, side))
+
+
+def test_the_median_of_25_is_right_for_whatever_grows_along_rows_and_columns():
+    """By the 0-1 principle: after its sorting the kernel looks at three diagonals only."""
+    patterns = [ones for ones in product(range(6), repeat=5) if list(ones) == sorted(ones)]
+    assert len(patterns) == 252
+    for ones in patterns:
+        grid = np.array([[column >= 5 - count for column in range(5)] for count in ones])
+        low, middle, high = ([grid[i, s - i] for i in range(5) if 0 <= s - i < 5] for s in (3, 4, 5))
+        assert sorted([max(low), sorted(middle)[2], min(high)])[1] == (grid.sum() >= 13)
+
+
+def test_without_a_gpu_it_says_so():
+    from preprocess.tvl1_triton import pairs_at_once, solve, why_unusable
+
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert why_unusable(torch.device("cpu")) == "the device is cpu, not cuda"
+        with pytest.raises(ValueError, match="the device is cpu"):
+            solve(*problem(1, 16, 16))
+    assert pairs_at_once(torch.device("cpu"), 256, 340) >= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 256, 340), (5, 131, 175), (64, 105, 139), (3, 16, 16)])
+def test_on_a_gpu_the_kernels_do_what_the_readable_solver_does(on_gpu, shape):
+    given = problem(*shape, Parameters(inner=30, outer=3, epsilon=0.02))
+    [found] = on_gpu([given])
+    must_equal(found, eager(given), tolerance=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_pair_gives_the_bytes_that_it_gives_alone(on_gpu):
+    given = problem(7, 131, 175, Parameters(epsilon=0.02))
+    together, *alone = on_gpu([given, *(part(given, pair) for pair in range(7))])
+    for name in NAMES:
+        assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in alone])), name
