@@ -1,56 +1,52 @@
-"""All videos of a split -> its shards: planned first, worked through by processes, resumed where it was stopped.
+"""All videos of a split -> its shards: planned first, worked through by an engine, resumed where it was stopped.
 
-What goes where is decided from names alone, so neither the number of workers nor a stop on the way changes a byte of
-the result. A video that cannot be used is noted in failures.jsonl and leaves a hole; the others stay where they are.
+What goes where is decided from names alone, so neither the number of workers, nor parts that are built apart, nor a
+stop on the way changes a byte of the result. A video that cannot be used is noted in failures.jsonl and leaves a hole;
+the others stay where they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preprocess.config import Preprocess
-from preprocess.engines import Died, Engine, here, processes
+from preprocess.disk import some
+from preprocess.engines import Engine, processes
 from preprocess.errors import PreprocessError
+from preprocess.finish import Complete, finish, start
 from preprocess.listing import Dataset, Video
-from preprocess.pack import Entry, Shard, frames_identity, packer
+from preprocess.notes import AT_ONCE, Note, noted_shards, read_notes
+from preprocess.pack import stands
+from preprocess.places import FolderPlace, Place, place_at
+from preprocess.plan import PlannedShard, planned
+from preprocess.schedule import Schedule, planned_contents, work_off
 from preprocess.standing import differences, made_alike, made_of, standing
-from preprocess.work import Failure, Finished, Job, Task, worker
-from preprocess.workplace import clear, workplace
+from preprocess.tally import FAILURES, Progress, Tally, check_failures, failures_in
+from preprocess.work import Failure, Job
+from preprocess.workplace import Plan, Share, clear, workplace
 from shards.errors import ShardError
 from shards.format import key_of
 from shards.latest import remember
-from shards.manifest import Manifest
-from shards.writer import Packed, PartWriter, finish_split, shard_name, shard_slots, start_split, whole
+from shards.manifest import Manifest, shard_name
+from shards.stores.connect import is_url
 
-FAILURES = "failures.jsonl"
-PACKED_HERE = 1 << 28  # bytes of records; to start processes does not pay for packing fewer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a build is."""
-
-    stage: str  # "videos", then "shards"
-    done: int
-    total: int
-    failed: int = 0
-    kept: int = 0  # of the videos done, those found finished or taken over
+__all__ = ["FAILURES", "BuildReport", "PartReport", "Progress", "build", "build_part", "merge"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildReport:
     """What a build did."""
 
-    folder: Path  # of the split
+    location: str  # of the split: a folder, or a URL
     manifest: Manifest
     new: bool  # False: it was complete before
     seconds: float = 0.0
@@ -59,15 +55,32 @@ class BuildReport:
     without_records: tuple[tuple[str, str], ...] = ()  # (part, class)
 
     @property
+    def folder(self) -> Path:
+        """The location, where it is a folder."""
+        return Path(self.location)
+
+    @property
     def bytes(self) -> int:
         """Of all shards."""
         return sum(shard.size for part in self.manifest.parts.values() for shard in part.shards)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartReport:
+    """What the build of one part did."""
+
+    location: str  # of the split
+    shards: int  # packed now, or before
+    of_shards: int  # in all parts
+    seconds: float
+    how: Mapping[str, int]
+    failures: tuple[Failure, ...]
+
+
 def build(
     dataset: Dataset,
     settings: Preprocess,
-    out: Path,
+    out: str | Path,
     progress: Callable[[Progress], None] | None = None,
     *,
     rebuild: bool = False,
@@ -75,61 +88,151 @@ def build(
 ) -> BuildReport:
     """Makes the shards of `dataset` in <out>/<data set>/split<n>, or finds them complete; notes them as the latest.
 
-    Records finished before, by this build or for another split in the same way, are not made again. Raises
-    PreprocessError where there are shards of other settings (unless `rebuild`), where more videos fail than
-    `settings.failures`, or none is left; ShardError where `out` cannot be written. The same call then goes on.
+    `out` is a folder or s3://BUCKET/FOLDER. Records finished before, by this build, by parts of it, or for another
+    split in the same way, are not made again. Raises PreprocessError where there are shards of other settings (unless
+    `rebuild`), where more videos fail than `settings.failures`, or none is left; ShardError where `out` cannot be
+    written. The same call then goes on.
     """
-    start = time.monotonic()
-    folder, made = split_folder(dataset, out), made_of(dataset, settings)
-    if not rebuild and (complete := complete_before(folder, made)) is not None:
-        remember(out, folder)
-        return BuildReport(folder=folder, manifest=complete, new=False, failures=read_failures(folder))
-    tally = _Tally(folder, settings.failures, progress or (lambda _: None))
-    with workplace(out, dataset.name, made["record"]) as work:
-        _make_folder(folder)
-        alike = made_alike(out / dataset.name, made["record"])
-        job = Job(settings=settings, folder=work, splits=tuple(alike))
-        entries = _finish_videos(dataset, job, tally, engine)
-        shards = _shards(dataset, settings, folder, work, entries)
-        start_split(folder)
-        manifest = _pack(dataset, settings, folder, shards, made, tally, engine)
-        _remove_stale(folder, manifest, tally)
-        remember(out, folder)
-        kept = [entry.source for entry in entries.values() if isinstance(entry.source, Path)]
-        clear(work, [*kept, *(shard.note for shard in shards)])
-    return BuildReport(
-        folder=folder,
-        manifest=manifest,
-        new=True,
-        seconds=time.monotonic() - start,
+    start_s = time.monotonic()
+    location, made = split_location(dataset, out), made_of(dataset, settings)
+    if not rebuild and (complete := complete_before(location, made)) is not None:
+        return _complete_report(dataset, out, complete)
+    with workplace(out, dataset.name, dataset.split, made["record"]) as work, _shards_place(location) as shards:
+        plan = planned(dataset, settings.per_shard)
+        tally = Tally(shards, settings.failures, progress)
+        alike = made_alike(_of_data_set(dataset, out), made["record"])
+        notes, tars, foreign = _noted(dataset, out, work, plan, plan)
+        hold = shards.location in alike or foreign
+        if not hold:
+            start(shards)
+        job = Job(settings=settings, work=work, shards=shards, split=dataset.split, standing=tuple(alike))
+        schedule = Schedule(plan, _by_key(dataset), notes, tars, tally, hold=(lambda: start(shards)) if hold else None)
+        tally.begin()
+        work_off(schedule, job, worker_count(settings), engine)
+        ours = dict(read_notes(work, dataset.split, map(_name, plan)))
+        done = finish(dataset, made, shards, work, _by_part(dataset, plan, ours))
+        _remember(out, location)
+        clear(out, work, dataset.name, dataset.split, _by_key(dataset).values())
+    return _report(dataset, location, done, tally.how, time.monotonic() - start_s)
+
+
+def build_part(
+    dataset: Dataset,
+    settings: Preprocess,
+    out: str | Path,
+    share: Share,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    rebuild: bool = False,
+    engine: Engine = processes,
+) -> PartReport:
+    """Makes and packs every n-th shard of `dataset`; `merge` makes the split of them when all parts are done.
+
+    Parts work side by side on a folder that they share, or a bucket. Raises as `build`, where another build that is no
+    part is at work there, and where shards stand that only a build of the whole can take over.
+    """
+    start_s = time.monotonic()
+    location, made = split_location(dataset, out), made_of(dataset, settings)
+    plan = planned(dataset, settings.per_shard)
+    ours = [shard for position, shard in enumerate(plan) if position % share.of == share.number - 1]
+    if _asked_for(location, made) or (not rebuild and complete_before(location, made) is not None):
+        return PartReport(location=location, shards=len(ours), of_shards=len(plan), seconds=0.0, how={}, failures=())
+    agreed = Plan(
+        data_set=dataset.name,
+        split=dataset.split,
+        record=made["record"],
+        shards=_digest(plan),
+        parts=share.of,
+    )
+    with (
+        workplace(out, dataset.name, dataset.split, made["record"], share=share, plan=agreed, again=rebuild) as work,
+        _shards_place(location, share) as shards,
+    ):
+        tally = Tally(shards, settings.failures, progress, f"failures-{share.number}-of-{share.of}.jsonl")
+        alike = made_alike(_of_data_set(dataset, out), made["record"])
+        notes, tars, foreign = _noted(dataset, out, work, ours, plan)
+        if shards.location in alike or foreign:
+            raise PreprocessError(
+                f"{location}: holds shards whose records can be taken over, but not by parts, which would replace them"
+                " under each other's hands; build it once without --part (nothing is computed twice), or name another"
+                " folder with --out"
+            )
+        start(shards)
+        job = Job(
+            settings=settings,
+            work=work,
+            shards=shards,
+            split=dataset.split,
+            standing=tuple(alike),
+            share=str(share),
+        )
+        schedule = Schedule(ours, _by_key(dataset), notes, tars, tally)
+        tally.begin()
+        work_off(schedule, job, worker_count(settings), engine)
+        if not tally.failures:
+            shards.remove([f"failures-{share.number}-of-{share.of}.jsonl"])
+    return PartReport(
+        location=location,
+        shards=len(ours),
+        of_shards=len(plan),
+        seconds=time.monotonic() - start_s,
         how={how: count for how, count in tally.how.items() if count},
         failures=tuple(tally.failures),
-        without_records=tuple(
-            (part, name)
-            for part, videos in dataset.parts.items()
-            for label, name in enumerate(dataset.classes)
-            if videos and label not in tally.labels[part]
-        ),
     )
 
 
-def split_folder(dataset: Dataset, out: Path) -> Path:
+def merge(dataset: Dataset, settings: Preprocess, out: str | Path) -> BuildReport:
+    """Makes the split of shards that parts have packed: indexes and manifest; nothing is computed.
+
+    Raises PreprocessError where shards are missing, and says which parts they are of.
+    """
+    start_s = time.monotonic()
+    location, made = split_location(dataset, out), made_of(dataset, settings)
+    if (complete := complete_before(location, made)) is not None:
+        return _complete_report(dataset, out, complete)
+    with workplace(out, dataset.name, dataset.split, made["record"]) as work, _shards_place(location) as shards:
+        plan = planned(dataset, settings.per_shard)
+        notes = dict(read_notes(work, dataset.split, map(_name, plan)))
+        job = Job(settings=settings, work=work, shards=shards, split=dataset.split)
+        videos = _by_key(dataset)
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            found = threads.map(lambda shard: _lacking(job, shard, notes.get(_name(shard)), videos), plan)
+            missing = {position: why for position, why in enumerate(found) if why}
+        if missing:
+            raise PreprocessError(_missing_in_words(location, plan, notes, missing))
+        failures = [failure for note in notes.values() for failure in note.failures]
+        if failures:
+            check_failures(failures, failures[-1], settings.failures, f"{location}/failures-*.jsonl")
+        start(shards)
+        done = finish(dataset, made, shards, work, _by_part(dataset, plan, notes))
+        _remember(out, location)
+        clear(out, work, dataset.name, dataset.split, _by_key(dataset).values())
+    how = {"packed by parts": sum(len(note.keys) for note in notes.values())}
+    return _report(dataset, location, done, how, time.monotonic() - start_s)
+
+
+def split_location(dataset: Dataset, out: str | Path) -> str:
     """Where the shards of a split go: <out>/<data set>/split<n>."""
-    return out / dataset.name / f"split{dataset.split}"
+    return f"{_of_data_set(dataset, out)}/split{dataset.split}"
 
 
-def complete_before(folder: Path, made: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of shards in `folder` that are complete and just those asked for; None if there are none, or parts.
+def split_folder(dataset: Dataset, out: Path) -> Path:
+    """The same, below a folder."""
+    return Path(split_location(dataset, out))
+
+
+def complete_before(location: str | Path, made: Mapping[str, Any]) -> Manifest | None:
+    """The manifest of shards at `location` that are complete and just those asked for; None if there is none.
 
     Raises PreprocessError where there are others, and says what differs.
     """
-    before = standing(folder)
+    before = standing(location)
     if before.manifest is None and not before.problem:
         return None
     changes = [before.problem] if before.manifest is None else differences(before.manifest.made, made)
     if changes:
         raise PreprocessError(
-            f"{folder}: holds other shards ({'; '.join(changes)}). Keep them and name another folder with --out, or"
+            f"{location}: holds other shards ({'; '.join(changes)}). Keep them and name another folder with --out, or"
             " make them anew with --rebuild"
         )
     return None if before.missing else before.manifest
@@ -140,147 +243,125 @@ def worker_count(settings: Preprocess) -> int:
     return settings.workers or len(os.sched_getaffinity(0))
 
 
-def read_failures(folder: Path) -> tuple[Failure, ...]:
-    """The videos without a record, as the build of the split in `folder` noted them."""
-    with suppress(OSError, ValueError, TypeError):
-        lines = (folder / FAILURES).read_text(encoding="utf-8").splitlines()
-        return tuple(Failure(**json.loads(line)) for line in lines)
-    return ()
+def read_failures(location: str | Path) -> tuple[Failure, ...]:
+    """The videos without a record, as the build of the split at `location` noted them."""
+    return failures_in(place_at(location))
 
 
-class _Tally:
-    """What has been done, what has failed, and who is told."""
-
-    def __init__(self, folder: Path, failures_allowed: int, progress: Callable[[Progress], None]) -> None:
-        self.folder, self.allowed, self.progress = folder, failures_allowed, progress
-        self.failures: list[Failure] = []
-        self.how: Counter[str] = Counter()
-        self.labels: dict[str, set[int]] = {}
-        self.bytes = 0
-
-    def finished(self, result: Finished) -> None:
-        self.how[result.how] += 1
-        self.bytes += result.bytes
-
-    def failed(self, failure: Failure) -> None:
-        """Notes the failure on disk. Raises PreprocessError where there are more than are put up with."""
-        self.failures = sorted([*self.failures, failure], key=lambda one: (one.part, one.name))
-        with whole(self.folder / FAILURES) as file:
-            file.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in self.failures).encode())
-        if len(self.failures) > self.allowed:
-            raise PreprocessError(
-                f"{len(self.failures)} broken videos, at most {self.allowed} are put up with (preprocess.failures);"
-                f" the last: {failure.reason}. All stand in {self.folder / FAILURES}: repair them and run the same"
-                " command again, what is finished is kept"
-            )
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        kept = self.how["kept"] + self.how["taken over"]
-        self.progress(Progress(stage=stage, done=done, total=total, failed=len(self.failures), kept=kept))
+def _of_data_set(dataset: Dataset, out: str | Path) -> str:
+    return f"{str(out).rstrip('/')}/{dataset.name}" if is_url(str(out)) else str(Path(out) / dataset.name)
 
 
-def _finish_videos(dataset: Dataset, job: Job, tally: _Tally, engine: Engine) -> dict[tuple[str, str], Entry]:
-    """The records by (part, key): finished and kept; of extracted frames, which are only packed, where they lie."""
-    entries, tasks = {}, []
-    for part, videos in dataset.parts.items():
-        for video in videos:
-            if video.flow_path is None:
-                tasks.append(Task(video=video, part=part))
-            else:
-                key = key_of(video.name)
-                entries[part, key] = Entry(key=key, identity=frames_identity(video), source=video)
-    tally.tell("videos", 0, len(tasks))
-    results = engine(partial(worker, job), tasks, worker_count(job.settings))
-    with closing(results):
-        for done, (position, result) in enumerate(results, 1):
-            task = tasks[position]
-            if isinstance(result, Finished):
-                key = key_of(task.video.name)
-                entries[task.part, key] = Entry(key=key, identity=result.file.name, source=result.file)
-                tally.finished(result)
-            else:
-                tally.failed(_crash(task, result) if isinstance(result, Died) else result)
-            tally.tell("videos", done, len(tasks))
-    return entries
+def _asked_for(location: str, made: Mapping[str, Any]) -> bool:
+    """Whether the split there is complete, and just the one asked for."""
+    before = standing(location)
+    return before.manifest is not None and not before.missing and not differences(before.manifest.made, made)
 
 
-def _shards(
-    dataset: Dataset, settings: Preprocess, folder: Path, work: Path, entries: Mapping[tuple[str, str], Entry]
-) -> list[Shard]:
-    """Which record goes into which shard: decided over all listed videos, so that those that fail move no other."""
-    return [
-        Shard(
-            path=folder / shard_name(part, number),
-            part=part,
-            number=number,
-            entries=tuple(entries[part, key] for key in keys if (part, key) in entries),
-            note=work / f"split{dataset.split}-{shard_name(part, number)}.packed",
-        )
-        for part, videos in dataset.parts.items()
-        for number, keys in enumerate(shard_slots([key_of(video.name) for video in videos], settings.per_shard))
-    ]
-
-
-def _pack(
-    dataset: Dataset,
-    settings: Preprocess,
-    folder: Path,
-    shards: Sequence[Shard],
-    made: Mapping[str, Any],
-    tally: _Tally,
-    engine: Engine,
-) -> Manifest:
-    """The manifest, after all shards and indexes have been written."""
-    tally.tell("shards", 0, len(shards))
-    few = tally.bytes < PACKED_HERE and not any(isinstance(e.source, Video) for shard in shards for e in shard.entries)
-    packed: dict[int, Packed] = {}
-    results = (here if few else engine)(partial(packer, settings), shards, worker_count(settings))
-    with closing(results):
-        for done, (position, result) in enumerate(results, 1):
-            shard = shards[position]
-            if isinstance(result, Died):
-                raise PreprocessError(
-                    f"{shard.path}: the process writing it was {result.reason}, twice; is memory short?"
-                )
-            packed[position] = result.packed
-            tally.how["made"] += sum(isinstance(entry.source, Video) for entry in shard.entries) - len(result.failures)
-            for failure in result.failures:
-                tally.failed(failure)
-            tally.tell("shards", done, len(shards))
-    if not any(one.rows for one in packed.values()):
-        why = f"; the first: {tally.failures[0].reason}" if tally.failures else ""
-        raise PreprocessError(f"{folder}: not one video could be used, so there is nothing to train or test on{why}")
-    parts = {}
-    for part in dataset.parts:
-        writer = PartWriter(folder, part)
-        for position, shard in enumerate(shards):
-            if shard.part == part:
-                writer.add(packed[position])
-                tally.labels.setdefault(part, set()).update(row.label for row in packed[position].rows)
-        parts[part] = writer.finish()
-    return finish_split(
-        folder, dataset=dataset.name, split=dataset.split, classes=dataset.classes, made=made, parts=parts
-    )
-
-
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _shards_place(location: str, share: Share | None = None) -> Iterator[Place]:
+    """The place of the shards, made if need be, without what killed builds left there half written."""
+    place = place_at(location, f"part{share.number}of{share.of}" if share else "build")
+    if not isinstance(place, FolderPlace):
+        yield place
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ShardError(f"{folder}: cannot be made: {error.strerror}; name another folder with --out") from error
+        raise ShardError(f"{location}: cannot be made: {error.strerror}; name another folder with --out") from error
+    whole = place if share else FolderPlace(place.root)
+    whole.tidy()
+    try:
+        yield place
+    finally:
+        whole.tidy()
 
 
-def _crash(task: Task, died: Died) -> Failure:
-    path = task.video.path
-    reason = f"{path}: the process decoding it was {died.reason}, twice: it crashes the decoder, or memory is short"
-    return Failure(name=task.video.name, path=str(path), part=task.part, reason=reason)
+def _noted(
+    dataset: Dataset, out: str | Path, work: Place, ours: Sequence[PlannedShard], whole: Sequence[PlannedShard]
+) -> tuple[dict[str, Note], dict[str, tuple[str, ...]], bool]:
+    """The notes of `ours`; the shards of other builds that were not finished, by the keys of the records they hold; and
+    whether shards of this split are among those."""
+    notes, tars, foreign = dict[str, Note](), dict[str, tuple[str, ...]](), False
+    wanted = {_name(shard): set(shard.keys) for shard in ours}
+    others = {_name(shard) for shard in whole} - wanted.keys()  # of other parts, which look after them
+    for split, shards in noted_shards(work).items():
+        mine = split == dataset.split
+        for name, note in read_notes(work, split, [name for name in shards if not (mine and name in others)]):
+            if mine and wanted.get(name, set()).issuperset(note.keys):
+                notes[name] = note
+                continue
+            foreign |= mine
+            for key in note.keys:
+                tars[key] = (*tars.get(key, ()), f"{_of_data_set(dataset, out)}/split{split}/{name}")
+    return notes, tars, foreign
 
 
-def _remove_stale(folder: Path, manifest: Manifest, tally: _Tally) -> None:
-    """Removes what earlier builds left and this one has not: shards with higher numbers, a list of failures."""
-    ours = {shard.name for part in manifest.parts.values() for shard in part.shards}
-    for path in [*folder.glob("*.tar"), *folder.glob("*.tar.partial")]:
-        if path.name not in ours and path.name.partition("-")[0] in manifest.parts:
-            path.unlink()
-    if not tally.failures:
-        (folder / FAILURES).unlink(missing_ok=True)
+def _lacking(job: Job, shard: PlannedShard, note: Note | None, dataset: Mapping[tuple[str, str], Video]) -> str:
+    """Why a shard cannot be merged; empty: it can."""
+    if note is None:
+        return "not packed"
+    if note.videos != planned_contents(shard, dataset):
+        return "packed of other videos or files"
+    return "" if stands(job, note) else "gone, or not the file that was packed"
+
+
+def _missing_in_words(
+    location: str, plan: Sequence[PlannedShard], notes: Mapping[str, Note], missing: Mapping[int, str]
+) -> str:
+    """What to do about missing shards."""
+    said = some([f"{_name(plan[position])} ({why})" for position, why in missing.items()])
+    text = f"{location}: {len(missing):,} of {len(plan):,} shards are missing: {said}"
+    counts = {int(note.share.partition("/")[2]) for note in notes.values() if note.share}
+    if not notes:
+        return f"{text}; no part was built with these settings yet. Build the parts with --part, or all without it"
+    if len(counts) != 1:
+        return f"{text}. Build them with the same command as the others, without --part"
+    count = counts.pop()
+    parts = sorted({position % count + 1 for position in missing})
+    return f"{text}. Build part {some([f'{part}/{count}' for part in parts])} again: what is finished is kept"
+
+
+def _by_key(dataset: Dataset) -> dict[tuple[str, str], Video]:
+    return {(part, key_of(video.name)): video for part, videos in dataset.parts.items() for video in videos}
+
+
+def _by_part(dataset: Dataset, plan: Sequence[PlannedShard], notes: Mapping[str, Note]) -> dict[str, list[Note]]:
+    return {part: [notes[_name(shard)] for shard in plan if shard.part == part] for part in dataset.parts}
+
+
+def _name(shard: PlannedShard) -> str:
+    return shard_name(shard.part, shard.number)
+
+
+def _digest(plan: Sequence[PlannedShard]) -> str:
+    facts = [[shard.part, shard.number, shard.keys] for shard in plan]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _remember(out: str | Path, location: str) -> None:
+    if not is_url(str(out)):
+        remember(Path(out), Path(location))
+
+
+def _complete_report(dataset: Dataset, out: str | Path, manifest: Manifest) -> BuildReport:
+    location = split_location(dataset, out)
+    _remember(out, location)
+    return BuildReport(location=location, manifest=manifest, new=False, failures=read_failures(location))
+
+
+def _report(dataset: Dataset, location: str, done: Complete, how: Mapping[str, int], seconds: float) -> BuildReport:
+    return BuildReport(
+        location=location,
+        manifest=done.manifest,
+        new=True,
+        seconds=seconds,
+        how={one: count for one, count in how.items() if count},
+        failures=done.failures,
+        without_records=tuple(
+            (part, name)
+            for part, videos in dataset.parts.items()
+            for label, name in enumerate(dataset.classes)
+            if videos and label not in done.labels[part]
+        ),
+    )

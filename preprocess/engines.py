@@ -2,7 +2,8 @@
 
 An engine takes `start` (makes the working function, once in each worker), the tasks and the number of workers, and
 yields (task's position, result) as results come. The function must be idempotent: a task whose worker is killed runs
-again. Its exceptions stop everything; what concerns one task alone it returns.
+again. Its exceptions stop everything; what concerns one task alone it returns. Tasks may be appended while results are
+taken: an engine does them too, before those that wait. (One that does not leaves them to the next call.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from shards.errors import ShardError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 ATTEMPTS = 2  # how often a task is tried whose worker dies
+DEATHS = 4  # of each worker, with no result between them: it is not the tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,17 @@ def processes(
 ) -> Generator[tuple[int, Result | Died], None, None]:
     """Results from `workers` processes on this machine, spawned anew (a fork would copy locks held by threads).
 
-    They end with this process, however it ends. Closing the iterator stops them.
+    They are named worker-0, worker-1 ..., and end with this process, however it ends. Closing the iterator stops them.
+    Raises PreprocessError where they do not start, or keep dying.
     """
-    todo = deque(range(len(tasks)))
-    tries = [0] * len(tasks)
+    todo, known, deaths = deque(range(len(tasks))), len(tasks), 0
+    tries: Counter[int] = Counter()
     crew: dict[Connection, _Worker[Task, Result]] = {}
     try:
         while todo or any(worker.task is not None for worker in crew.values()):
             while todo and len(crew) < min(workers, len(tasks)):
-                worker = _Worker(start)
+                slots = {worker.slot for worker in crew.values()}
+                worker = _Worker(start, next(slot for slot in range(workers) if slot not in slots))
                 crew[worker.pipe] = worker
             for worker in crew.values():
                 if todo and worker.ready and worker.task is None:
@@ -73,11 +77,21 @@ def processes(
                             ' build, it must do so under: if __name__ == "__main__":'
                         )
                     tries[position] += 1
+                    deaths += 1
+                    if deaths >= DEATHS * workers:
+                        raise PreprocessError(
+                            f"worker processes keep dying: {deaths} in a row, the last {answer.reason}; is memory short"
+                            f" for {workers} of them? Try fewer: --workers {max(workers // 2, 1)}"
+                        )
                     if tries[position] < ATTEMPTS:
                         todo.append(position)
                         continue
+                elif position is not None:
+                    deaths = 0
                 if position is not None:
                     yield position, answer
+                    todo.extendleft(range(len(tasks) - 1, known - 1, -1))
+                    known = len(tasks)
     finally:
         for worker in crew.values():
             worker.stop()
@@ -87,18 +101,22 @@ def here(
     start: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], workers: int
 ) -> Generator[tuple[int, Result | Died], None, None]:
     """Results from this process, one after the other: for what is too short to start processes for."""
-    function = start()
-    for position, task in enumerate(tasks):
-        yield position, function(task)
+    function, todo, known = start(), deque(range(len(tasks))), len(tasks)
+    while todo:
+        position = todo.popleft()
+        yield position, function(tasks[position])
+        todo.extendleft(range(len(tasks) - 1, known - 1, -1))
+        known = len(tasks)
 
 
 class _Worker(Generic[Task, Result]):
     """One process and the pipe to it."""
 
-    def __init__(self, start: Callable[[], Callable[[Task], Result]]) -> None:
+    def __init__(self, start: Callable[[], Callable[[Task], Result]], slot: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.slot = slot  # 0 .. workers - 1, unlike those of the others alive
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, start), daemon=True)
+        self.process = context.Process(target=_serve, args=(there, start), name=f"worker-{slot}", daemon=True)
         self.process.start()
         there.close()
         self.ready = False

@@ -1,69 +1,113 @@
-"""Finished records -> one shard, as a worker does it; what an earlier run of the build packed is found, not packed."""
+"""Records -> one shard, as a worker does it; what was packed before is found, not packed.
+
+A shard is written beside its place and moved there; then it is noted; then the records that were kept for it go. So at
+any time each finished record is in one of the two at least, and the disk holds little twice.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
-from preprocess.config import Preprocess
 from preprocess.errors import VideoError
 from preprocess.extracted import record_from_frames
+from preprocess.links import share, siblings_of
 from preprocess.listing import Video
-from preprocess.work import Failure, read_record
-from shards.errors import CorruptRecordError, ShardError
+from preprocess.notes import Note, read_note, write_note
+from preprocess.places import FolderPlace
+from preprocess.takeover import Held, Library, relabelled
+from preprocess.work import Failure, Job, read_record, recipe_text, record_name
+from shards.errors import ShardError
 from shards.format import Members, encode
-from shards.index import index_tar
 from shards.manifest import ShardFile
-from shards.writer import Packed, pack_shard, whole
+from shards.row import Row
+from shards.transfer import difference
+from shards.writer import Packed, pack_shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One record of a shard: kept in a file, or to be made of frames and flow that were extracted before."""
+    """One record of a shard. `record`, its name, is empty where it is made of extracted frames, as the shard is."""
 
     key: str
-    identity: str  # changes when the record does
-    source: Path | Video
+    video: Video
+    record: str = ""
+    held: Held | None = None  # where it stands; None: it is kept, or in the shard that was packed before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """A shard to be packed."""
 
-    path: Path
+    name: str
     part: str
     number: int
+    videos: str  # `contents_of` what was planned
+    began: float  # seconds since 1970: no video was read before
     entries: tuple[Entry, ...]
-    note: Path  # where is noted that it was packed
+    failures: tuple[Failure, ...] = ()  # of the other videos that were to be in it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """A shard on disk."""
+    """A shard in its place, noted; or nothing, where records are `lost` that must be made again."""
 
-    packed: Packed
-    failures: tuple[Failure, ...]
+    file: ShardFile | None
+    made: int = 0  # records, of extracted frames
+    kept: int = 0  # the same, of an earlier run
+    failures: tuple[Failure, ...] = ()
+    lost: tuple[str, ...] = ()  # keys
 
 
-def packer(settings: Preprocess) -> Callable[[Shard], Result]:
-    """The function that packs shards."""
+def packer(job: Job) -> Callable[[Shard], Result]:
+    """The function that packs shards of `job`."""
+    library = Library()
+    siblings = siblings_of(job.shards.root) if isinstance(job.shards, FolderPlace) else {}
 
     def pack(shard: Shard) -> Result:
-        if (packed := _packed_before(shard)) is not None:
-            return Result(packed=packed, failures=())
-        shard.note.unlink(missing_ok=True)
+        shard = replace(shard, entries=tuple(map(_named, shard.entries)))
+        note = read_note(job.work, job.split, shard.name)
+        extracted = sum(entry.video.flow_path is not None for entry in shard.entries)
+        if note is not None and _is_packed(job, note, shard):
+            return Result(file=note.file, kept=extracted, failures=note.failures)
         failures: list[Failure] = []
-        packed = pack_shard(shard.path, _records(shard, settings, failures), shard=shard.number)
-        if not failures:
-            with whole(shard.note) as file:
-                note = {"entries": [entry.identity for entry in shard.entries], "file": asdict(packed.file)}
-                file.write(json.dumps(note).encode())
-        return Result(packed=packed, failures=tuple(failures))
+        records = _Records(job, shard, note, library, failures)
+        try:
+            packed = _copied(job, shard, library) or _packed(job, shard, records)
+        except _LostError:
+            return Result(file=None, lost=records.lost())
+        if isinstance(job.shards, FolderPlace):
+            share(job.shards.root / shard.name, packed.file, siblings)
+        stamp = job.shards.stamp(shard.name)
+        if stamp is None:
+            raise ShardError(f"{job.shards.location}/{shard.name}: it was written, and is gone; who removes it?")
+        failed = {failure.name for failure in failures}
+        entries = [entry for entry in shard.entries if entry.video.name not in failed]
+        write_note(
+            job.work,
+            job.split,
+            Note(
+                videos=shard.videos,
+                keys=tuple(entry.key for entry in entries),
+                records=tuple(entry.record for entry in entries),
+                file=packed.file,
+                stamp=stamp,
+                rows_sha256="",
+                began=shard.began,
+                failures=(*shard.failures, *failures),
+                share=job.share,
+            ),
+            packed.rows,
+        )
+        job.work.remove([entry.record for entry in entries if entry.video.flow_path is None and entry.held is None])
+        return Result(file=packed.file, made=extracted - len(failures), failures=tuple(failures))
 
     return pack
 
@@ -77,41 +121,118 @@ def frames_identity(video: Video) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _records(shard: Shard, settings: Preprocess, failures: list[Failure]) -> Iterator[tuple[str, Members]]:
-    for entry in shard.entries:
-        if isinstance(entry.source, Path):
-            members = read_record(entry.source)
-            if members is None:
-                raise CorruptRecordError(
-                    f"{entry.source}: a finished record was damaged or removed meanwhile; run the same command again"
+def stands(job: Job, note: Note) -> bool:
+    """Whether the shard is still the one that was noted; it is read where it may have been written since."""
+    return job.shards.stamp(note.file.name) == note.stamp or not job.shards.differs(note.file)
+
+
+class _LostError(Exception):
+    """A record that was finished is not there any more, or was damaged."""
+
+
+class _Records:
+    """The records of a shard, from wherever they are."""
+
+    def __init__(self, job: Job, shard: Shard, note: Note | None, library: Library, failures: list[Failure]) -> None:
+        self._job, self._shard, self._library, self._failures = job, shard, library, failures
+        self._recipe_text = recipe_text(job.settings)
+        # What was packed into the shard of this name before: its records are kept nowhere else.
+        self._before: Mapping[str, Held] = {}
+        if note is not None and job.shards.stamp(shard.name) is not None:
+            tar = f"{job.shards.location}/{shard.name}"
+            held = (Held(location=tar, part=shard.part, record=record, shard=0) for record in count())
+            self._before = dict(zip(note.records, held, strict=False))
+
+    def __iter__(self) -> Iterator[tuple[str, Members]]:
+        for entry in self._shard.entries:
+            if entry.video.flow_path is None:
+                if (members := self._members(entry)) is None:
+                    raise _LostError
+                yield entry.key, members
+                continue
+            try:
+                record = record_from_frames(entry.video, self._job.settings)
+            except VideoError as error:
+                video = entry.video
+                self._failures.append(
+                    Failure(name=video.name, path=str(video.path), part=self._shard.part, reason=str(error))
                 )
-            yield entry.key, members
-            continue
-        try:
-            record = record_from_frames(entry.source, settings)
-        except VideoError as error:
-            video = entry.source
-            failures.append(Failure(name=video.name, path=str(video.path), part=shard.part, reason=str(error)))
-        else:
-            yield entry.key, encode(record)
+            else:
+                yield entry.key, encode(record)
 
+    def lost(self) -> tuple[str, ...]:
+        """The keys of all records that are not to be had."""
+        return tuple(entry.key for entry in self._shard.entries if self._members(entry) is None)
 
-def _packed_before(shard: Shard) -> Packed | None:
-    """The shard, if it was packed of just these records and is still whole; every byte of it is read."""
-    try:
-        note = json.loads(shard.note.read_text(encoding="utf-8"))
-        file = ShardFile(**note["file"])
-        if note["entries"] != [entry.identity for entry in shard.entries] or shard.path.stat().st_size != file.size:
+    def _members(self, entry: Entry) -> Members | None:
+        if entry.held is None and (members := read_record(self._job.work, entry.record)) is not None:
+            return members
+        held = entry.held or self._before.get(entry.record)
+        if held is None or (record := self._library.read(held)) is None:
             return None
-        with shard.path.open("rb") as tar:
-            if hashlib.file_digest(tar, "sha256").hexdigest() != file.sha256:
-                return None
-            rows = index_tar(
-                lambda start, stop: os.pread(tar.fileno(), stop - start, start),
-                file.size,
-                shard.number,
-                str(shard.path),
-            )
-        return Packed(file=file, rows=tuple(rows))
-    except (OSError, ValueError, TypeError, KeyError, ShardError):
+        if (
+            record_name(entry.video, record.source, self._recipe_text) != entry.record
+            or record.name != entry.video.name
+        ):
+            return None  # the shard was replaced meanwhile
+        return relabelled(record, entry.video)
+
+
+def _named(entry: Entry) -> Entry:
+    return entry if entry.video.flow_path is None else replace(entry, record=frames_identity(entry.video))
+
+
+def _is_packed(job: Job, note: Note, shard: Shard) -> bool:
+    """Whether the shard was packed of just these records, and of all of them, and still stands."""
+    wanted = tuple(entry.record for entry in shard.entries)
+    return (note.videos, note.records, note.failures) == (shard.videos, wanted, shard.failures) and stands(job, note)
+
+
+def _packed(job: Job, shard: Shard, records: Iterable[tuple[str, Members]]) -> Packed:
+    with job.shards.desk() as desk:
+        packed = pack_shard(desk / shard.name, records, shard=shard.number)
+        job.shards.take(desk / shard.name, packed.file)
+    return packed
+
+
+def _copied(job: Job, shard: Shard, library: Library) -> Packed | None:
+    """The shard as a copy, or a second name, of one that stands and holds just these records; None if there is none."""
+    held = [entry.held for entry in shard.entries if entry.held is not None]
+    if len(held) < len(shard.entries) or len({(one.location, one.part, one.shard) for one in held}) != 1:
         return None
+    first, records = held[0], [one.record for one in held]
+    if first.location.endswith(".tar") or not isinstance(job.shards, FolderPlace):
+        return None
+    try:
+        split = library.split(first.location)
+        file = split.manifest.parts[first.part].shards[first.shard]
+        if file.records != len(held) or records != [*range(first.record, first.record + len(held))]:
+            return None
+        rows = [split.index(first.part).row(record) for record in records]
+        labels = [(row.label, split.manifest.classes[row.label]) for row in rows]
+        if labels != [(entry.video.label, entry.video.class_name) for entry in shard.entries]:
+            return None
+        with job.shards.desk() as desk:
+            _link_or_copy(Path(first.location) / file.name, desk / shard.name)
+            if difference(desk / shard.name, file):
+                return None
+            ours = replace(file, name=shard.name)
+            job.shards.take(desk / shard.name, ours)
+    except (OSError, ShardError, LookupError):
+        return None  # it is packed instead, which says what is wrong
+    return Packed(file=ours, rows=tuple(_renumbered(rows, shard.number)))
+
+
+def _renumbered(rows: Sequence[Row], shard: int) -> Iterator[Row]:
+    for record, row in enumerate(rows):
+        yield replace(row, record=record, shard=shard)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as there, target.open("wb") as here:
+            shutil.copyfileobj(there, here, 1 << 20)
+            here.flush()
+            os.fsync(here.fileno())

@@ -82,7 +82,7 @@ class Place(Protocol):
         ...
 
     def tidy(self) -> None:
-        """Takes away what writers with this place's mark left when they were killed, and folders that are empty."""
+        """Takes away what writers with this place's mark left when they were killed; without a mark, what any left."""
         ...
 
 
@@ -173,9 +173,6 @@ class FolderPlace:
             for name in inside:
                 if name.startswith(DESK + (f"{self.mark}-" if self.mark else "")):
                     shutil.rmtree(Path(folder) / name, ignore_errors=True)
-                elif not self.mark:
-                    with suppress(OSError):  # it holds something
-                        (Path(folder) / name).rmdir()
 
     def _new_mark(self) -> str:
         return f"{self.mark or 'build'}-{uuid.uuid4().hex[:8]}"

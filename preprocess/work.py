@@ -1,16 +1,16 @@
-"""One video's share of a build, as a worker does it: found finished, taken over from another split, or made anew.
+"""One video's share of a build, as a worker does it: found finished, taken over from shards that stand, or made anew.
 
 Each finished record is kept as a file of its own, whole or absent, named by all that decides its bytes: the video's,
 the settings, the libraries' versions, its name and label. So nothing finished is ever done again, however a build ends.
+It goes when the shard that it belongs to is safe.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import msgpack
@@ -18,15 +18,17 @@ import msgpack
 from preprocess.config import Preprocess
 from preprocess.errors import VideoError
 from preprocess.listing import Video
+from preprocess.places import Place
 from preprocess.record import how_made, make_record
+from preprocess.takeover import Held, Library, relabelled
 from preprocess.video import source_of
 from shards.errors import ShardError
 from shards.format import MEMBERS, Members, decode, encode, key_of
 from shards.record import Source
-from shards.split import Split, open_split
-from shards.whole import whole
 
 ENDING = ".record"
+
+How = Literal["made", "kept", "taken over"]  # now; by an earlier run of this build; from shards that stand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +36,11 @@ class Job:
     """What the tasks of a build share."""
 
     settings: Preprocess
-    folder: Path  # of the finished records
-    splits: tuple[Path, ...] = ()  # built before in the same way; they may hold the same records
+    work: Place  # of the finished records and the notes
+    shards: Place  # of the split
+    split: int
+    standing: tuple[str, ...] = ()  # splits made before in the same way; they may hold the same records
+    share: str = ""  # "3/16": of which this build is one; empty: it is all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +49,19 @@ class Task:
 
     video: Video
     part: str
+    packed: str = ""  # the name of its record in the shard that was packed before; empty: in none
+    tars: tuple[str, ...] = ()  # shards of builds that were not finished; they hold a record of this name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """A task whose record is kept in `file`."""
+    """A task whose record is there."""
 
-    file: Path
-    frames: int
+    record: str  # its name, whether or not it is kept under it
+    held: Held | None  # where it stands; None: it is kept, or in the shard that was packed before
+    frames: int  # 0: it was not looked into
     bytes: int
-    how: Literal["made", "kept", "taken over"]  # now; by an earlier run of this build; from another split
+    how: How
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,95 +74,64 @@ class Failure:
     reason: str
 
 
-def worker(job: Job) -> Callable[[Task], Finished | Failure]:
+def video_worker(job: Job) -> Callable[[Task], Finished | Failure]:
     """The function that does tasks of `job`, with what it needs opened once."""
-    recipe_text = json.dumps(how_made(job.settings), sort_keys=True)
-    others = [_Records(path) for path in job.splits]
+    recipe, library, ours = recipe_text(job.settings), Library(), job.shards.location
 
     def work(task: Task) -> Finished | Failure:
-        video = task.video
+        video, held = task.video, None
+        how: How = "kept"
         try:
             source = source_of(video.path)
-            file = job.folder / file_name(video, source, recipe_text)
-            how: Literal["made", "kept", "taken over"] = "kept"
-            members = read_record(file)
-            if members is None:
-                how, members = "taken over", _taken_over(video, source, others)
+            name = record_name(video, source, recipe)
+            if name == task.packed:
+                return Finished(record=name, held=None, frames=0, bytes=0, how=how)
+            members: Members | None = read_record(job.work, name)
+            if members is None and (found := library.find(video, source, (*task.tars, *job.standing))) is not None:
+                how, held, members = "taken over", found[0], relabelled(found[1], video)
+                if held.location == ours or held.location.startswith(f"{ours}/"):
+                    held = None  # it will be replaced; other records of it may still be needed when it is
+                    write_record(job.work, name, members)
             if members is None:
                 how, members = "made", encode(make_record(video, job.settings))
-            if how != "kept":
-                write_record(file, members)
+                write_record(job.work, name, members)
         except VideoError as error:
             return Failure(name=video.name, path=str(video.path), part=task.part, reason=str(error))
-        frames = decode(members, str(file)).frames
-        return Finished(file=file, frames=frames, bytes=sum(len(blob) for blob in members.values()), how=how)
+        size = sum(len(blob) for blob in members.values())
+        return Finished(record=name, held=held, frames=decode(members, name).frames, bytes=size, how=how)
 
     return work
 
 
-def file_name(video: Video, source: Source, recipe_text: str) -> str:
-    """The name under which a finished record is kept; it begins with `stem_of(video)`."""
-    facts = json.dumps([recipe_text, source.sha256, video.name, video.label, video.class_name])
-    return f"{stem_of(video)}{hashlib.sha256(facts.encode()).hexdigest()[:32]}{ENDING}"
+def recipe_text(settings: Preprocess) -> str:
+    """All that decides a record's bytes but its video, as text."""
+    return json.dumps(how_made(settings), sort_keys=True)
+
+
+def record_name(video: Video, source: Source, recipe: str) -> str:
+    """The name under which a finished record is kept: in one of 256 folders, with `stem_of(video)` at its beginning."""
+    facts = json.dumps([recipe, source.sha256, video.name, video.label, video.class_name])
+    stem = stem_of(video)
+    return f"{stem[:2]}/{stem}{hashlib.sha256(facts.encode()).hexdigest()[:32]}{ENDING}"
 
 
 def stem_of(video: Video) -> str:
-    """What the names of all finished records of `video` begin with."""
+    """What the file names of all finished records of `video` begin with."""
     return f"{hashlib.sha256(key_of(video.name).encode()).hexdigest()[:16]}-"
 
 
-def write_record(file: Path, members: Members) -> None:
+def write_record(place: Place, name: str, members: Members) -> None:
     """Keeps a finished record, whole or absent. Raises ShardError where the disk is full or the folder unwritable."""
-    with whole(file) as stream:
-        stream.write(msgpack.packb([bytes(members[member]) for member in MEMBERS]))
+    place.write(name, msgpack.packb([bytes(members[member]) for member in MEMBERS]))
 
 
-def read_record(file: Path) -> dict[str, bytes] | None:
+def read_record(place: Place, name: str) -> dict[str, bytes] | None:
     """The members of a kept record, every byte checked; None if it is absent or damaged."""
+    if (data := place.read(name)) is None:
+        return None
     try:
-        blobs = msgpack.unpackb(file.read_bytes())
-        members = dict(zip(MEMBERS, blobs, strict=True))
-        decode(members, str(file))
-    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException, ShardError):
+        members = dict(zip(MEMBERS, msgpack.unpackb(data), strict=True))
+        decode(members, name)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, ShardError):
         return None
     return members
-
-
-def _taken_over(video: Video, source: Source, others: Sequence[_Records]) -> dict[str, bytes] | None:
-    key = key_of(video.name)
-    for split in others:
-        members = split.members(key)
-        if members is None:
-            continue
-        try:
-            record = decode(members, f"{split.path}: {key}")
-        except ShardError:
-            continue  # damaged there: it is made anew
-        if record.source == source and record.name == video.name:
-            return encode(replace(record, label=video.label, class_name=video.class_name))
-    return None
-
-
-class _Records:
-    """The records of a split by their keys; opened when first asked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._split: Split | None = None
-        self._places: Mapping[str, tuple[str, int]] = {}
-
-    def members(self, key: str) -> Members | None:
-        """The members of the record with `key`; None if it is not there or cannot be read."""
-        try:
-            if self._split is None:
-                self._split = open_split(self.path)
-                self._places = {
-                    row.key: (part, row.record)
-                    for part in self._split.manifest.parts
-                    for row in map(self._split.index(part).row, range(len(self._split.index(part))))
-                }
-            if key in self._places:
-                return self._split.read(*self._places[key])
-        except ShardError:
-            return None
-        return None

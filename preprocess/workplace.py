@@ -1,83 +1,247 @@
-"""Where finished records wait for their shards: <out>/.work/<data set>-<how they are made>, for one build at a time."""
+"""Where finished records wait for their shards: <out>/.work/<data set>-<how they are made>, locked while in use.
+
+In a folder a build locks it against others; parts of one build (`--part 3/16`) work side by side, also from several
+nodes, each locked against itself. Buckets know no locks: there it is for the user not to start two builds at a time,
+which would do the same work twice and harm nothing.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from preprocess.errors import PreprocessError
 from preprocess.listing import Video
+from preprocess.notes import noted_shards, read_notes
+from preprocess.places import FolderPlace, Place, place_at
+from preprocess.standing import differences
 from preprocess.work import ENDING, stem_of
+from shards.stores.connect import is_url
 
 WORK = ".work"
+HOW = "made.json"  # in the folder: how its records are made
+PATIENCE = 60.0  # seconds that others may take to write down what their parts are of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Part `number` of `of`, both from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What parts that work side by side must agree on."""
+
+    data_set: str
+    split: int
+    record: Mapping[str, Any]  # how its records are made
+    shards: str  # digest of which record goes into which shard
+    parts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """What lies in the folder of other settings."""
+
+    folder: Path
+    files: int
+    bytes: int
+    differences: tuple[str, ...]  # `flow.method: 'dis' there, 'tvl1' now` each
 
 
 @contextmanager
-def workplace(out: Path, dataset: str, record: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder of finished records, made if need be, locked against other builds. Raises PreprocessError.
+def workplace(
+    out: str | Path,
+    dataset: str,
+    split: int,
+    record: Mapping[str, Any],
+    *,
+    share: Share | None = None,
+    plan: Plan | None = None,
+    again: bool = False,
+) -> Iterator[Place]:
+    """The place of finished records, made if need be, locked against other builds, or for `share` of `plan`.
 
-    Records made in another way lie in another folder. The lock ends with the process, however it ends.
+    Raises PreprocessError where another build is at work, or parts of another plan were begun (unless `again`).
+    Records made in another way lie in another place. The locks end with the process, however it ends.
     """
-    folder = work_folder(out, dataset, record)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock_file(folder).open("a")
-    except OSError as error:
-        raise PreprocessError(
-            f"{out}: shards cannot be written there: {error.strerror} ({error.filename}). Repair that, or name another"
-            " folder with --out"
-        ) from error
-    with lock:
-        _hold(lock.fileno(), folder)
-        _remove_partial(folder)  # a build that was killed left them
+    mark = f"split{split}" + (f"-part{share.number}of{share.of}" if share else "")
+    place = work_place(out, dataset, record, mark)
+    if not isinstance(place, FolderPlace):
+        yield place
+        return
+    name = f"{dataset}-split{split}"
+    with ExitStack() as held:
         try:
-            yield folder
+            place.root.mkdir(parents=True, exist_ok=True)
+            locks = [_lock_file(place.root), _lock_file(place.root.with_name(name))]
+            if share is not None and plan is not None:
+                _agree(place.root.with_name(name), locks, plan, again, held)
+                own = _lock_file(place.root.with_name(f"{name}-part{share.number}of{share.of}"))
+                held.enter_context(_held(own, f"part {share}"))
+            else:
+                for lock in locks:
+                    held.enter_context(_held(lock))
+            place.write(HOW, json.dumps(record, indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise PreprocessError(
+                f"{out}: shards cannot be written there: {error.strerror} ({error.filename}). Repair that, or name"
+                " another folder with --out"
+            ) from error
+        _tidy(place, share)
+        try:
+            yield place
         finally:
-            _remove_partial(folder)
+            _tidy(place, share)
 
 
-def work_folder(out: Path, dataset: str, record: Mapping[str, Any]) -> Path:
-    """The name of that folder."""
+def work_place(out: str | Path, dataset: str, record: Mapping[str, Any], mark: str = "") -> Place:
+    """The place of finished records."""
     way = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-    return out / WORK / f"{dataset}-{way[:12]}"
+    name = f"{dataset}-{way[:12]}"
+    return place_at(f"{out}/{WORK}/{name}" if is_url(str(out)) else Path(out) / WORK / name, mark)
 
 
-def finished_before(out: Path, dataset: str, record: Mapping[str, Any], videos: Iterable[Video]) -> int:
-    """How many of `videos` seem to have been finished by an earlier run: by the names of files, none is read."""
-    stems = {path.name.partition("-")[0] + "-" for path in work_folder(out, dataset, record).glob(f"*{ENDING}")}
+def finished_before(out: str | Path, dataset: str, record: Mapping[str, Any], videos: Iterable[Video]) -> int:
+    """How many of `videos` seem to have been finished by an earlier run: by names and notes, no record is read."""
+    place = work_place(out, dataset, record)
+    if isinstance(place, FolderPlace) and not place.root.is_dir():
+        return 0
+    names = [name for name in place.names() if name.endswith(ENDING)]
+    for split, shards in noted_shards(place).items():
+        names += [name for _, note in read_notes(place, split, shards) for name in note.records]
+    stems = {name.rpartition("/")[2].partition("-")[0] + "-" for name in names}
     return sum(stem_of(video) in stems for video in videos)
 
 
-def clear(folder: Path, files: Iterable[Path]) -> None:
-    """Removes `files` from the folder, and the folder with its lock where nothing else waits there."""
-    for path in files:
+def waiting_elsewhere(out: Path, dataset: str, record: Mapping[str, Any]) -> list[Waiting]:
+    """What builds of this data set with other settings left; builds with those settings would go on from it."""
+    ours, found = work_place(out, dataset, record), []
+    for how in sorted((out / WORK).glob(f"{dataset}-*/{HOW}")):
+        if isinstance(ours, FolderPlace) and how.parent == ours.root:
+            continue
+        with suppress(OSError, ValueError):
+            sizes = [path.stat().st_size for path in how.parent.rglob("*") if path.is_file() and path != how]
+            then = json.loads(how.read_text(encoding="utf-8"))
+            if sizes:
+                found.append(
+                    Waiting(
+                        folder=how.parent,
+                        files=len(sizes),
+                        bytes=sum(sizes),
+                        differences=tuple(differences(then, record)),
+                    )
+                )
+    return found
+
+
+def clear(out: str | Path, place: Place, dataset: str, split: int, videos: Iterable[Video]) -> None:
+    """Removes what waited for the split of these `videos`, now complete, and the place where nothing else waits."""
+    stems = {stem_of(video) for video in videos}
+    names = [name for name in place.names() if name.endswith(ENDING)]
+    place.remove([name for name in names if f"{name.rpartition('/')[2].partition('-')[0]}-" in stems])
+    place.remove(place.names(f"split{split}"))
+    if place.names() == [HOW]:
+        place.remove([HOW])
+    if not isinstance(place, FolderPlace):
+        return
+    for below in sorted(place.root.glob("*/")):
+        with suppress(OSError):  # it holds something
+            below.rmdir()
+    folder = place.root.with_name(f"{dataset}-split{split}")
+    locks = [_lock_file(folder), *folder.parent.glob(f"{folder.name}-p*.lock")]  # of the plan, of each part
+    for path in [_plan_file(folder), *locks]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
-        folder.rmdir()
-        _lock_file(folder).unlink(missing_ok=True)
-        folder.parent.rmdir()
+        place.root.rmdir()
+        _lock_file(place.root).unlink(missing_ok=True)
+        place.root.parent.rmdir()
+
+
+def _agree(folder: Path, locks: Sequence[Path], plan: Plan, again: bool, held: ExitStack) -> None:
+    """Locks for a part beside other parts of the same plan, until `held` ends.
+
+    The plan is written down by the first part; it stays until all parts are merged. Another number of parts, when none
+    is at work, is no other plan: what is packed is found by shards.
+    """
+    ours = json.loads(json.dumps(asdict(plan)))
+    with _held(folder.with_name(f"{folder.name}-plan.lock"), patience=PATIENCE):  # one at a time decides
+        files = [held.enter_context(_held(lock, shared=True)) for lock in locks]
+        try:
+            before = json.loads(_plan_file(folder).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {**ours, "parts": 0}
+        if before == ours:
+            return
+        if {**before, "parts": 0} != {**ours, "parts": 0} and not again:
+            raise PreprocessError(
+                f"{_plan_file(folder)}: parts of this split were begun otherwise"
+                f" ({'; '.join(differences(before, ours))}). Give all parts the same settings and data set; or begin"
+                " anew with --rebuild"
+            )
+        for file in files:
+            _alone(file, folder)
+        _plan_file(folder).write_text(json.dumps(ours, indent=1), encoding="utf-8")
+        for file in files:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _alone(lock: IO[str], folder: Path) -> None:
+    """Turns a shared lock into one against all. Raises PreprocessError where there are others."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PreprocessError(
+            f"{folder}: parts of another plan are at work here (other settings, another number of parts, or another"
+            " split, whose records this one could take over); wait for them, or name another folder with --out"
+        ) from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _plan_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-plan.json")
 
 
 def _lock_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _remove_partial(folder: Path) -> None:
-    for path in folder.glob("*.partial"):
-        path.unlink(missing_ok=True)
+def _held(
+    path: Path, who: str = "another build of this data set", *, patience: float = 0.0, shared: bool = False
+) -> IO[str]:
+    """The file at `path`, locked until it is closed. Raises PreprocessError where others hold it."""
+    lock, kind, end = path.open("a+"), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            lock.close()
+            raise PreprocessError(
+                f"{path.with_suffix('')}: {who} is at work here; wait for it, or name another folder with --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        return lock
 
 
-def _hold(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PreprocessError(
-            f"{folder}: another build of this data set is at work here; wait for it, or name another folder with --out"
-        ) from None
-    except OSError:
-        return  # a file system without locks
+def _tidy(place: FolderPlace, share: Share | None) -> None:
+    """Removes what a killed build left half written; of parts, only what this one left, for others are at work."""
+    (place if share else FolderPlace(place.root)).tidy()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -158,8 +159,12 @@ def test_a_build_makes_a_split_that_reads_back(root, tmp_path):
             for record in range(len(split.index(part))):
                 content = decode(split.read(part, record))
                 assert split.manifest.classes[content.label] == content.class_name == content.name[2]
-    assert told[0] == Progress(stage="videos", done=0, total=8)
-    assert told[-1] == Progress(stage="shards", done=4, total=4)
+    assert told[:2] == [Progress(stage="videos", done=0, total=8), Progress(stage="shards", done=0, total=4)]
+    assert (told[-1].stage, told[-1].done, told[-1].total, told[-1].bytes) == ("shards", 4, 4, report.bytes)
+    assert {one.shard for one in told} == {"", *(path.name for path in report.folder.glob("*.tar"))}
+    for stage in ("videos", "shards"):
+        counts = [one.done for one in told if one.stage == stage]
+        assert counts == [*range(len(counts))]
     assert not (tmp_path / ".work").exists()
 
 
@@ -187,14 +192,13 @@ def test_records_of_a_class_do_not_lie_together(root, tmp_path):
 # Stopped and run again
 
 
-@pytest.mark.parametrize("stop", [1, 5, 8, 9, 11])
+@pytest.mark.parametrize("stop", range(1, 14, 2))
 def test_a_build_stopped_anywhere_goes_on_and_makes_the_same_bytes(root, tmp_path, reference, stop):
-    calls = 0
+    told: list[Progress] = []
 
     def watch(progress: Progress) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > stop:
+        told.append(progress)
+        if len(told) > stop:
             raise KeyboardInterrupt
 
     dataset = find_dataset(root)
@@ -202,26 +206,41 @@ def test_a_build_stopped_anywhere_goes_on_and_makes_the_same_bytes(root, tmp_pat
         build_here(dataset, SMALL, tmp_path, watch)
     assert not (tmp_path / "latest.json").exists()
     report = build_here(dataset, SMALL, tmp_path)
-    assert report.how.get("kept", 0) == min(stop, 8)
-    assert report.how.get("made", 0) == 8 - min(stop, 8)
+    done = max(one.done for one in told if one.stage == "videos")
+    assert report.how.get("kept", 0) == done
+    assert report.how.get("made", 0) == 8 - done
     assert files(report.folder) == reference
 
 
-def test_a_finished_record_that_was_damaged_meanwhile_is_made_again(root, tmp_path, reference):
+def test_finished_records_go_when_their_shard_is_safe(root, tmp_path):
+    most: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        most.append(len(list((tmp_path / ".work").rglob("*.record"))))
+
+    build_here(find_dataset(root), SMALL, tmp_path, watch)
+    assert max(most) == SMALL.per_shard
+    assert most[-1] == 0
+
+
+def test_a_finished_record_that_was_damaged_meanwhile_is_made_again(root, tmp_path):
+    settings = SMALL.model_copy(update={"per_shard": 6})
+    dataset = replace(find_dataset(root), strata={})  # one shard for each part
+
     def watch(progress: Progress) -> None:
         if progress.done == 3:
             raise KeyboardInterrupt
 
-    dataset = find_dataset(root)
+    reference = files(build_here(dataset, settings, tmp_path / "other").folder)
     with pytest.raises(KeyboardInterrupt):
-        build_here(dataset, SMALL, tmp_path, watch)
+        build_here(dataset, settings, tmp_path, watch)
     kept = sorted((tmp_path / ".work").rglob("*.record"))
     kept[0].write_bytes(kept[0].read_bytes()[:-100])
     changed = bytearray(kept[1].read_bytes())
     changed[len(changed) // 2] ^= 1
     kept[1].write_bytes(changed)
     (kept[2].parent / "x.record.partial").write_bytes(b"what a killed build leaves")
-    report = build_here(dataset, SMALL, tmp_path)
+    report = build_here(dataset, settings, tmp_path)
     assert report.how == {"kept": 1, "made": 7}
     assert files(report.folder) == reference
     assert not (tmp_path / ".work").exists()
@@ -253,7 +272,7 @@ def until(what: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_build_ended_by_a_signal_leaves_no_process_and_nothing_to_do_twice(root, tmp_path, reference, number):
     running = start(root, tmp_path)
-    until(lambda: running.poll() is not None or len(list((tmp_path / ".work").rglob("*.record"))) >= 2)
+    until(lambda: running.poll() is not None or any((tmp_path / ".work").rglob("*.packed")))
     workers = children(running.pid)
     os.kill(running.pid, number)
     _, said = running.communicate(timeout=60)
@@ -457,7 +476,7 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(root, tmp_path):
 
 def test_two_builds_of_a_data_set_do_not_run_into_each_other(root, tmp_path):
     with (
-        workplace(tmp_path, "small", how_made(SMALL)),
+        workplace(tmp_path, "small", 1, how_made(SMALL)),
         pytest.raises(PreprocessError, match="another build of this data set is at work"),
     ):
         build_here(find_dataset(root), SMALL, tmp_path)
