@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from preprocess.config import Flow, Preprocess
 from preprocess.errors import DatasetError, VideoError
 from preprocess.frame_folders import FRAME
 from preprocess.half import LEAST, halved_levels
+from preprocess.jpeg import JpegHeader, jpeg_header
 from preprocess.listing import Video
 from preprocess.record import gray_jpeg, how_stored
 from shards.errors import FormatError
@@ -30,6 +32,7 @@ from shards.record import FlowMade, Frames, Plain, Record, Source
 COMPONENTS = {"L": 1, "RGB": 3}  # of a JPEG, by Pillow's name of its mode
 TAKEN_OVER: Mapping[str, Plain] = {"taken_over": True}
 END_MARK, END_WITHIN = b"\xff\xd9", 64  # some writers pad behind a JPEG's end
+PIECE = 1 << 16  # bytes of a file read at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +113,22 @@ def frame_files(folder: Path) -> FrameFiles:
 
     Frames share what stands before the number; of several such prefixes the commonest is theirs. Raises VideoError.
     """
+    frames, others = _numbered(folder)
+    return FrameFiles(frames=tuple(folder / name for name in frames), strays=tuple(folder / name for name in others))
+
+
+def strays(videos: Iterable[Video]) -> Iterator[Path]:
+    """What lies in the folders of `videos` and is no frame: it is ignored, but should be named."""
+    for video in videos:
+        for folder in (video.path, *(video.flow_path or ())):
+            try:
+                yield from frame_files(folder).strays
+            except VideoError:
+                continue  # told when its record is made
+
+
+def _numbered(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the frames in `folder`, in order, and of whatever else lies there. Raises VideoError."""
     if not folder.is_dir():
         raise VideoError(f"{folder}: expected a folder of frames, found none; extract the video again")
     try:
@@ -123,29 +142,17 @@ def frame_files(folder: Path) -> FrameFiles:
             f"{folder}: as many files are named {prefixes[0][0]!r} and a number as {prefixes[1][0]!r} and a number;"
             " expected one kind of frames; move the others away"
         )
-    by_number: dict[int, Path] = {}
+    by_number: dict[int, str] = {}
     for name, match in numbered.items():
         if match["prefix"] != prefixes[0][0]:
             continue
-        other = by_number.setdefault(int(match["number"]), folder / name)
-        if other.name != name:
-            raise VideoError(
-                f"{folder}: {other.name} and {name} have one number; expected one frame for each; remove one"
-            )
+        other = by_number.setdefault(int(match["number"]), name)
+        if other != name:
+            raise VideoError(f"{folder}: {other} and {name} have one number; expected one frame for each; remove one")
     _without_gaps(folder, by_number.keys())
-    frames = tuple(path for _, path in sorted(by_number.items()))
-    taken = {path.name for path in frames}
-    return FrameFiles(frames=frames, strays=tuple(Path(entry.path) for entry in here if entry.name not in taken))
-
-
-def strays(videos: Iterable[Video]) -> Iterator[Path]:
-    """What lies in the folders of `videos` and is no frame: it is ignored, but should be named."""
-    for video in videos:
-        for folder in (video.path, *(video.flow_path or ())):
-            try:
-                yield from frame_files(folder).strays
-            except VideoError:
-                continue  # told when its record is made
+    frames = [name for _, name in sorted(by_number.items())]
+    taken = set(frames)
+    return frames, [entry.name for entry in here if entry.name not in taken]
 
 
 def _without_gaps(folder: Path, numbers: Iterable[int]) -> None:
@@ -165,29 +172,58 @@ def _without_gaps(folder: Path, numbers: Iterable[int]) -> None:
 
 def _jpegs(folder: Path) -> Jpegs | None:
     """The folder's frames, read; None if it has none."""
-    paths = frame_files(folder).frames
-    if not paths:
+    names, _ = _numbered(folder)
+    if not names:
         return None
-    blobs, kinds = [], []
-    for path in paths:
-        try:
-            blob = path.read_bytes()
-        except OSError as error:
-            raise VideoError(f"{path}: expected a frame that can be read, found: {error.strerror}") from error
-        kinds.append(_kind(blob, path))
-        blobs.append(blob)
-        if kinds[-1] != kinds[0]:
+    blobs: list[bytes] = []
+    kind: tuple[int, int, int] | None = None
+    header = b"\0"  # no JPEG begins so
+    for name, blob in zip(names, _read(folder, names), strict=True):
+        # Most frames of a video have the same header to the byte, and need not be looked at again.
+        if not blob.startswith(header):
+            known = jpeg_header(blob)
+            header = known.bytes if known else b"\0"
+            found = _kind(blob, folder / name, known)
+            if found != (kind := kind or found):
+                raise VideoError(
+                    f"{folder / name}: {_words(found)}, but {names[0]} is {_words(kind)};"
+                    " expected all frames of a video alike; extract the video again"
+                )
+        if END_MARK not in blob[-END_WITHIN:]:
             raise VideoError(
-                f"{path}: {_words(kinds[-1])}, but {paths[0].name} is {_words(kinds[0])};"
-                " expected all frames of a video alike; extract the video again"
+                f"{folder / name}: {len(blob)} bytes without the end mark of a JPEG: it is cut off; extract it again"
             )
-    width, height, components = kinds[0]
-    names = tuple(path.name for path in paths)
-    return Jpegs(names=names, bytes=tuple(blobs), width=width, height=height, components=components)
+        blobs.append(blob)
+    assert kind
+    width, height, components = kind
+    return Jpegs(names=tuple(names), bytes=tuple(blobs), width=width, height=height, components=components)
 
 
-def _kind(blob: bytes, path: Path) -> tuple[int, int, int]:
+def _read(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
+    """The bytes of each file. Raises VideoError, with the file that cannot be read."""
+    name = ""
+    try:
+        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in names:  # it is told where reading fails
+                file = os.open(name, os.O_RDONLY, dir_fd=here)
+                try:
+                    blob = os.read(file, PIECE)
+                    while piece := os.read(file, PIECE):
+                        blob += piece
+                finally:
+                    os.close(file)
+                yield blob
+        finally:
+            os.close(here)
+    except OSError as error:
+        raise VideoError(f"{folder / name}: expected a frame that can be read, found: {error.strerror}") from error
+
+
+def _kind(blob: bytes, path: Path, header: JpegHeader | None) -> tuple[int, int, int]:
     """Width, height and components from a JPEG's header; the picture itself is not decoded."""
+    if header is not None:
+        return header.width, header.height, header.components
     try:
         with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
             (width, height), mode = image.size, image.mode
@@ -195,8 +231,6 @@ def _kind(blob: bytes, path: Path) -> tuple[int, int, int]:
         raise VideoError(f"{path}: expected a JPEG, found {len(blob)} bytes that are none; extract it again") from error
     if mode not in COMPONENTS:
         raise VideoError(f"{path}: expected a JPEG in gray or RGB, found {mode}; extract it again")
-    if END_MARK not in blob[-END_WITHIN:]:
-        raise VideoError(f"{path}: {len(blob)} bytes without the end mark of a JPEG: it is cut off; extract it again")
     return width, height, COMPONENTS[mode]
 
 
@@ -262,8 +296,9 @@ def _source(streams: dict[str, Jpegs | None]) -> Source:
     """SHA-256 over every file's stream, name, length and bytes in order, those left out included."""
     digest, size = hashlib.sha256(), 0
     for stream, jpegs in streams.items():
-        files: Sequence[tuple[str, bytes]] = list(zip(jpegs.names, jpegs.bytes, strict=True)) if jpegs else []
-        for name, blob in files:
-            digest.update(f"{stream}/{name}\0{len(blob)}\0".encode("utf-8", "surrogateescape") + blob)
+        pieces: list[bytes] = []
+        for name, blob in zip(jpegs.names, jpegs.bytes, strict=True) if jpegs else ():
+            pieces += [f"{stream}/{name}\0{len(blob)}\0".encode("utf-8", "surrogateescape"), blob]
             size += len(blob)
+        digest.update(b"".join(pieces))
     return Source(sha256=digest.hexdigest(), bytes=size)

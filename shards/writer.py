@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
-from shards.errors import FormatError
+from shards.errors import FormatError, ShardError
 from shards.format import MEMBERS, Members, dataset_digest, decode, split_digest
 from shards.index import Row, located, records_of, row_of, write_index
 from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, write_manifest
@@ -24,6 +29,7 @@ from shards.whole import sync_folder, unwritable
 from shards.whole import whole as whole
 
 OWNER = "stmul"  # in every tar header, whoever writes
+PIECE = 1 << 20  # bytes that are hashed and written at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +57,13 @@ def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int
     Records are checked, written and forgotten one at a time. `shard` is the shard's number (None: the one in its name).
     Raises FormatError or CorruptRecordError for a record that is not whole, ShardError where the disk is full.
     """
-    from webdataset import TarWriter  # takes seconds and loads torch: only those who write pay for it
-
     number, rows, keys = _number(path) if shard is None else shard, list[Row](), set[str]()
     with whole(path) as file, _Hashed(file) as hashed:
         # Without times, and with fixed owners and modes: equal records give equal bytes. The writer sorts members by
         # name, which is their order; a name too long for a plain header gets an extended one.
-        tar = TarWriter(hashed, user=OWNER, group=OWNER, mode=0o444, mtime=0, encoder=False, compress=False)
+        tar = _tar_writer()(hashed, user=OWNER, group=OWNER, mode=0o444, mtime=0, encoder=False, compress=False)
+        # Between the two stands a buffer that cuts all into pieces of 10 KiB, as tapes want them.
+        tar.tarstream.fileobj, tar.tarstream.copybufsize = hashed, PIECE
         for key, blobs in records:
             if key in keys:
                 raise FormatError(f"{path}: a second record with the key {key!r}; the names of videos must differ")
@@ -190,7 +196,7 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self.digest, self.size = hashlib.sha256(), 0
         self._file: BinaryIO | None = file
-        self._waiting = bytearray()  # a tar comes in small pieces; one MiB at a time costs half
+        self._waiting = bytearray()  # a tar's headers and padding come in small pieces
 
     def __enter__(self) -> _Hashed:
         return self
@@ -200,19 +206,44 @@ class _Hashed:
 
     def write(self, data: bytes) -> int:
         """Takes all of `data`."""
-        self._waiting += data
-        if len(self._waiting) >= 1 << 20:
+        if len(data) < PIECE:
+            self._waiting += data
+            if len(self._waiting) >= PIECE:
+                self.flush()
+        else:
             self.flush()
+            self._put(data)
         return len(data)
 
     def flush(self) -> None:
         """Writes what is waiting."""
-        if self._file is not None:
-            self._file.write(self._waiting)
-            self._file.flush()
-            self.digest.update(self._waiting)
-            self.size += len(self._waiting)
+        self._put(self._waiting)
         self._waiting = bytearray()
+
+    def close(self) -> None:
+        """Writes what is waiting; the file itself is its opener's to close."""
+        self.flush()
+
+    def _put(self, data: bytes | bytearray) -> None:
+        if self._file is not None:
+            self._file.write(data)
+            self._file.flush()
+            self.digest.update(data)
+            self.size += len(data)
+
+
+@cache
+def _tar_writer() -> Any:
+    """webdataset's TarWriter, from its module alone: the whole package loads torch, which takes seconds."""
+    if "webdataset" in sys.modules:
+        return import_module("webdataset.writer").TarWriter
+    found = find_spec("webdataset")
+    if found is None or found.submodule_search_locations is None:
+        raise ShardError("webdataset is not installed, which writes shards: pip install webdataset")
+    package = ModuleType("_webdataset_alone")  # by another name: who imports webdataset later gets all of it
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules[package.__name__] = package
+    return import_module(f"{package.__name__}.writer").TarWriter
 
 
 def _located(rows: Sequence[Row], path: Path, size: int) -> list[Row]:
