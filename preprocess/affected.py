@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from preprocess.disk import some
 from preprocess.former import Former, former_records, unchanged
-from preprocess.listing import Dataset
-from preprocess.plan import planned
+from preprocess.listing import Dataset, Video
+from preprocess.plan import PlannedShard
 from preprocess.standing import differences
 from shards.format import key_of
 from shards.manifest import Manifest
@@ -47,24 +47,25 @@ class Affected:
 def affected(
     dataset: Dataset,
     made: Mapping[str, Any],
-    per_shard: int,
+    shards: Sequence[PlannedShard],
     splits: Mapping[str, Manifest],
     *,
-    finished: Callable[[str], bool] = lambda _: False,
+    finished: Callable[[Video], bool] = lambda _: False,
     failed: Collection[str] = (),
 ) -> Affected:
-    """What a build of `dataset` will do whose bytes `made` decides, as `standing.made_of` has it.
+    """What a build of these shards of `dataset` will do whose bytes `made` decides, as `standing.made_of` has it.
 
-    `splits` are those of the data set that stand, by location, this one first; `finished` says whether the record of a
-    key waits from an earlier run; `failed` names videos that had none. Files are told apart by their size, and by their
+    `splits` are those of the data set that stand, by location, this one first; `finished` says whether a video's record
+    waits from an earlier run; `failed` names videos that had none. Files are told apart by their size, and by their
     bytes where they are newer than the record; no other is read.
     """
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     alike = [location for location, manifest in splits.items() if manifest.made.get("record") == made["record"]]
     former = former_records(alike)
-    videos = [video for part in dataset.parts.values() for video in part]
-    waiting = [video for video in videos if video.flow_path is None and not finished(key_of(video.name))]
+    keys = {(shard.part, key) for shard in shards for key in shard.keys}
+    videos = [video for part in dataset.parts for video in dataset.parts[part] if (part, key_of(video.name)) in keys]
+    waiting = [video for video in videos if video.flow_path is None and not finished(video)]
     pairs = [(video, one) for video in waiting for one in former.of.get(key_of(video.name), ())]
     fitting: dict[str, Former] = {}
     for (video, one), same in zip(pairs, unchanged(pairs), strict=True):
@@ -85,7 +86,6 @@ def affected(
             as_they_are.add(key_of(video.name))
         else:
             counts["relabelled"] += 1
-    shards = planned(dataset, per_shard)
     standing = sum(shard.keys in former.shards and as_they_are.issuperset(shard.keys) for shard in shards)
     return Affected(made=reasons, shards=len(shards), standing=standing, **counts)
 
@@ -111,13 +111,6 @@ def in_words(what: Affected) -> str:
         return f"{head}: {next(iter(names_by_reason))}"
     named = "; ".join(f"{some(names)} ({why})" for why, names in names_by_reason.items())
     return f"{head}: {named}" if named else head
-
-
-def in_lines(what: Affected) -> Iterator[str]:
-    """All there is to say: what becomes of the records, then of the shards."""
-    yield in_words(what)
-    if what.standing:
-        yield f"{what.standing:,} of {what.shards:,} shards stand in another split already, and share its files"
 
 
 def _clause(number: int, how: str, *, first: bool) -> str:

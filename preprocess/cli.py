@@ -79,30 +79,39 @@ def gathered(
 def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> None:
     """Make the shards of one split: RGB frames, optical flow and labels.
 
-    Without --root the data set is dataset/UCF101 or dataset/HMDB51, or else a drawn demo set. Stopped in any way, the
-    same command goes on where it was.
+    Without --root the data set is dataset/UCF101 or dataset/HMDB51, or else a drawn demo set. Before it starts it says
+    what will be made, taken over and kept, and why. Stopped in any way, the same command goes on where it was.
 
     \b
     stmul preprocess shards --root ~/UCF101 --split 1
+    stmul preprocess shards --root ~/UCF101 --dry-run
     stmul preprocess shards --flow dis --limit 10 --classes Archery,Surfing
     """
     from rich.console import Console
 
     from configs import dump
-    from preprocess.build import build
+    from preprocess.announcement import announcement, complete
+    from preprocess.build import build, split_location
     from preprocess.config import PreprocessConfig
-    from preprocess.display import build_display, closing_lines, summary
+    from preprocess.display import build_display, closing_lines, planned_table, summary
     from shards.whole import whole
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
     dataset = _read(settings, choice, console)
-    if _complete(dataset, settings, rebuild):
+    if not rebuild and complete(dataset, settings, settings.out):
         if dry_run:
+            click.echo(
+                f"{split_location(dataset, settings.out)}: complete, and made with these settings; nothing to do"
+            )
             return
     else:
-        _tell_estimate(dataset, settings)
+        told = announcement(dataset, settings, settings.out)
+        for line in told.lines():
+            click.echo(line)
         if dry_run:
+            if told.estimate is not None:
+                console.print(planned_table(told.estimate))
             click.echo("dry run: nothing was built")
             return
     with stoppable(), build_display(console) as watch:
@@ -216,54 +225,6 @@ def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
     for note in notes:
         click.echo(f"note: {note}")
     return dataset
-
-
-def _complete(dataset: Dataset, settings: Preprocess, rebuild: bool) -> bool:
-    from preprocess.build import complete_before, split_folder
-    from preprocess.standing import made_of
-
-    if rebuild:
-        return False
-    return complete_before(split_folder(dataset, Path(settings.out)), made_of(dataset, settings)) is not None
-
-
-def _tell_estimate(dataset: Dataset, settings: Preprocess) -> None:
-    import shutil
-
-    from preprocess.build import split_folder, worker_count
-    from preprocess.estimate import bytes_in_words, estimate_build, in_words
-    from preprocess.standing import made_alike, made_of, shared_with
-    from preprocess.workplace import finished_before
-
-    videos = [video for part in dataset.parts.values() for video in part]
-    workers = worker_count(settings)
-    estimate = estimate_build(videos, settings, workers)
-    out = Path(settings.out)
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if estimate is None:
-        click.echo(f"estimate: not possible, none of the videos tried can be read; {bytes_in_words(free)} are free")
-        return
-    record = made_of(dataset, settings)["record"]
-    finished = finished_before(out, dataset.name, record, videos)
-    finished = max(finished, shared_with(made_alike(out / dataset.name, record), videos))
-    left = 1 - finished / max(len(videos), 1)
-    duration, halved = f"about {in_words(estimate.seconds * left)} with {workers} processes", settings.flow.scale != 1.0
-    if estimate.pairs_per_s:
-        speed = f"{settings.flow.method} does {estimate.pairs_per_s:,.1f} pairs/s on one core here"
-        took = f"{speed}: {duration}{'; flow is stored at half the size' if halved else ''}"
-    elif halved:
-        took = f"frames are taken over as they are, flow is halved: {duration}"
-    else:
-        took = "frames and flow are taken over as they are"
-    found = f" ({finished:,} made before)" if finished else ""
-    click.echo(
-        f"estimate: {estimate.videos:,} videos{found}, about {estimate.frames:,} frames of {estimate.width}x"
-        f"{estimate.height}; {took}; about {bytes_in_words(estimate.bytes)} of shards in {split_folder(dataset, out)}"
-        f", twice that while building; {bytes_in_words(free)} are free"
-    )
-    if 2 * estimate.bytes > free:
-        click.echo("warning: that is more than is free; the build would stop and go on once there is room")
 
 
 @contextmanager

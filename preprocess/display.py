@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -12,15 +14,20 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from preprocess.build import FAILURES, BuildReport, Progress
-from preprocess.estimate import bytes_in_words, in_words
+from preprocess.estimate import Estimate, bytes_in_words, in_words
+from preprocess.links import shared_bytes
 from preprocess.listing import PARTS
+from shards.stores.connect import is_url
 
 Watch = Callable[[Progress], None]
+STAGES = ("videos", "shards")
+REMEMBERED = 200  # reports that the rate is reckoned from: an hour's pause of a laptop is soon forgotten
+SILENT_S = 600.0  # after which a line is printed where it is not a terminal, with nothing else to say
 
 
 @contextmanager
 def build_display(console: Console) -> Iterator[Watch]:
-    """A function that shows how far a build is: a bar for each stage with rate, time left and failures."""
+    """A function that shows how far a build is: a bar for each stage with rate, time left, failures, disk, shard."""
     pace = _Pace()
     if not console.is_terminal:
         yield _plain(console, pace)
@@ -29,14 +36,16 @@ def build_display(console: Console) -> Iterator[Watch]:
         TextColumn("{task.description:<8}"),
         BarColumn(24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Bars(*columns, console=console, refresh_per_second=2) as bars:
-        tasks = {stage: bars.add_task(stage, total=None, words="", visible=False) for stage in ("videos", "shards")}
+        tasks = {stage: bars.add_task(stage, total=None, words="", visible=False) for stage in STAGES}
 
         def watch(progress: Progress) -> None:
-            words = pace.words(progress)
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, words=words, visible=True)
+            words, shown = pace.words(progress), progress.total > 0
+            bars.update(
+                tasks[progress.stage], completed=progress.done, total=progress.total, words=words, visible=shown
+            )
 
         yield watch
 
@@ -63,49 +72,81 @@ def summary(report: BuildReport) -> Table:
     return table
 
 
+def planned_table(estimate: Estimate) -> Table:
+    """The table of a dry run; frames and sizes are estimates."""
+    table = Table()
+    for heading in ("part", "videos", "frames, about", "shards", "size, about", "index, about"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name in sorted(estimate.parts, key=[*PARTS].index):
+        part = estimate.parts[name]
+        sizes = bytes_in_words(part.bytes), bytes_in_words(part.index_bytes)
+        table.add_row(name, f"{part.videos:,}", f"{part.frames:,}", f"{part.shards:,}", *sizes)
+    return table
+
+
 def closing_lines(report: BuildReport) -> Iterator[str]:
     """What else there is to say about a build."""
     how = ", ".join(f"{count:,} {word}" for word, count in sorted(report.how.items()) if count)
     yield f"{sum(report.how.values()):,} records ({how}) in {in_words(report.seconds)}"
+    files = [shard.name for part in report.manifest.parts.values() for shard in part.shards]
+    if not is_url(report.location) and (shared := shared_bytes(Path(report.location) / name for name in files)):
+        yield f"{bytes_in_words(shared)} of the shards are files of other splits too, and on the disk once"
     if report.failures:
-        yield f"{len(report.failures):,} videos could not be used; {report.folder / FAILURES} says why; the first:"
+        yield f"{len(report.failures):,} videos could not be used; {report.location}/{FAILURES} says why; the first:"
         yield f"  {report.failures[0].reason}"
     for part, name in report.without_records:
         yield f"warning: no video of class {name} is left in {part}"
 
 
 class _Pace:
-    """Rate and time left, from the records that were really made; those found finished cost nothing."""
+    """Rate, time left and disk to come, from what was really made; records found finished cost no time."""
 
     def __init__(self) -> None:
-        self.stage, self.start, self.at_start = "", 0.0, 0
+        self._seen: dict[str, deque[tuple[float, int]]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
+        self._last: dict[str, Progress] = {}
 
     def words(self, progress: Progress) -> str:
-        now = time.monotonic()
-        worked = progress.done - progress.kept if progress.stage == "videos" else progress.done
-        if progress.stage != self.stage:
-            self.stage, self.start, self.at_start = progress.stage, now, worked
-        elapsed, count = now - self.start, worked - self.at_start
+        """What is said beside the bar of its stage."""
+        self._last[progress.stage] = progress
+        if progress.stage == "shards":
+            return self._of_shards(progress)
+        left = progress.total - progress.done
+        rate = self._rate(progress)
         words = []
-        if count and elapsed > 0:
-            rate = count / elapsed
+        if rate:
             words.append(f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
-            words.append(
-                f"{in_words((progress.total - progress.done) / rate)} left" if progress.done < progress.total else ""
-            )
-        if progress.failed:
-            words.append(f"{progress.failed} failed")
+            words.append(f"{in_words(left / rate)} left" if left else "")
+        words.append(f"{progress.failed} failed" if progress.failed else "")
+        return "  ".join(filter(None, words))
+
+    def _rate(self, progress: Progress) -> float:
+        """Records a second; 0 unknown."""
+        seen = self._seen[progress.stage]
+        seen.append((time.monotonic(), progress.done - progress.kept))
+        (start, before), (now, worked) = seen[0], seen[-1]
+        return (worked - before) / (now - start) if worked > before and now > start else 0.0
+
+    def _of_shards(self, progress: Progress) -> str:
+        left = progress.total - progress.done
+        words = [bytes_in_words(progress.bytes) if progress.bytes else ""]
+        if left and progress.done:
+            words.append(f"about {bytes_in_words(progress.bytes / progress.done * left)} to come")
+        elif left and (videos := self._last.get("videos")) and videos.bytes and videos.done:
+            words.append(f"about {bytes_in_words(videos.bytes / videos.done * videos.total)} to come")
+        words.append(progress.shard)
         return "  ".join(filter(None, words))
 
 
 def _plain(console: Console, pace: _Pace) -> Watch:
-    shown: dict[str, int] = {}
+    tenths: dict[str, int] = {}
+    spoke = time.monotonic()
 
     def watch(progress: Progress) -> None:
-        words = pace.words(progress)
+        nonlocal spoke
+        words, now = pace.words(progress), time.monotonic()
         tenth = 10 * progress.done // progress.total if progress.total else 0
-        if tenth != shown.get(progress.stage, 0):
-            shown[progress.stage] = tenth
+        if tenth != tenths.get(progress.stage, 0) or now - spoke > SILENT_S:
+            tenths[progress.stage], spoke = tenth, now
             console.print(f"{progress.stage:<8} {progress.done:>6}/{progress.total}  {words}", highlight=False)
 
     return watch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -12,25 +12,57 @@ from preprocess.config import Preprocess
 from preprocess.errors import VideoError
 from preprocess.extracted import record_from_frames
 from preprocess.flow import compute, estimate, gray_of, one_thread
-from preprocess.listing import Video
-from preprocess.record import flow_jpegs, rgb_jpeg
+from preprocess.listing import Dataset, Video
+from preprocess.plan import PlannedShard
+from preprocess.record import flow_jpegs, how_made, rgb_jpeg
 from preprocess.video import opened, stored_frames
+from shards.format import key_of
+from shards.index import head_size
 
 TRIED = 12  # videos, spread evenly over the list
 FRAMES = 4  # of each
+COUNTED = 100  # videos whose headers say how many frames they have
+RECORD_BYTES = 4 * (512 + 256) + 600  # of a record in a shard without frames: tar headers, padding, how it was made
+FRAME_BYTES = 24  # of each frame's places and checksums, once in the record and once in the index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartEstimate:
+    """About how much there is in one part."""
+
+    videos: int
+    frames: int
+    shards: int
+    bytes: int  # of the shards
+    index_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     """About how much there is, and what it takes."""
 
-    videos: int
-    frames: int
+    parts: Mapping[str, PartEstimate]
     width: int  # pixels, of a typical frame as stored
     height: int
     pairs_per_s: float  # of one process; 0: no flow is computed
+    on_gpu: bool  # whether that is a GPU's work
+    core_seconds: float  # of one process for all of it
     seconds: float  # with all processes
-    bytes: int  # of the shards
+
+    @property
+    def videos(self) -> int:
+        """How many there are."""
+        return sum(part.videos for part in self.parts.values())
+
+    @property
+    def frames(self) -> int:
+        """About how many frames they have."""
+        return sum(part.frames for part in self.parts.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of the shards."""
+        return sum(part.bytes for part in self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,30 +75,79 @@ class Trial:
     frame_bytes: float  # RGB and flow
 
 
-def estimate_build(videos: Sequence[Video], settings: Preprocess, workers: int) -> Estimate | None:
-    """What records of `videos` take with `workers` processes here; None if not one of those tried can be read."""
-    step = max(len(videos) // TRIED, 1)
+def estimate_build(
+    dataset: Dataset, settings: Preprocess, workers: int, shards: Sequence[PlannedShard]
+) -> Estimate | None:
+    """What these shards of `dataset` take with `workers` processes here; None if none of those tried can be read."""
+    planned = {part: [shard for shard in shards if shard.part == part] for part in dataset.parts}
+    keys = {part: {key for shard in of_part for key in shard.keys} for part, of_part in planned.items()}
+    videos = [video for part in dataset.parts for video in dataset.parts[part] if key_of(video.name) in keys[part]]
     trials = []
-    for video in videos[::step][:TRIED]:
+    for video in _spread(videos, TRIED):
         with suppress(VideoError):
             trials.append(_trial(video, settings) if video.flow_path is None else _extracted_trial(video, settings))
     if not trials:
         return None
-    count = len(trials)
-    frames = round(sum(trial.frames for trial in trials) / count * len(videos))
-    width, height = sorted((trial.size for trial in trials), key=lambda size: size[0] * size[1])[count // 2]
+    width, height = sorted((trial.size for trial in trials), key=lambda size: size[0] * size[1])[len(trials) // 2]
     extracted = any(video.flow_path for video in videos)
     pair_s = 0.0 if extracted else estimate(settings.flow.method, width, height, 1, settings.flow.parameters)
-    frame_s = sum(trial.frame_s for trial in trials) / count
+    frame_s, frame_bytes = _mean(trial.frame_s for trial in trials), _mean(trial.frame_bytes for trial in trials)
+    per_video = _mean(trial.frames for trial in trials) if extracted else _frames_per_video(videos, trials)
+    frames, busy = per_video * len(videos), max(min(workers, len(videos)), 1)
+    gpus = 0 if extracted else _gpus(settings)
     return Estimate(
-        videos=len(videos),
-        frames=frames,
+        parts={part: _of_part(planned[part], keys[part], per_video, frame_bytes) for part in dataset.parts},
         width=width,
         height=height,
         pairs_per_s=1 / pair_s if pair_s else 0.0,
-        seconds=frames * (pair_s + frame_s) / max(min(workers, len(videos)), 1),
-        bytes=round(frames * sum(trial.frame_bytes for trial in trials) / count),
+        on_gpu=gpus > 0,
+        core_seconds=frames * (pair_s + frame_s),
+        seconds=frames * (pair_s / (min(gpus, busy) or busy) + frame_s / busy),  # one process keeps a GPU busy
     )
+
+
+def index_bytes(keys: Iterable[str], frames: float) -> int:
+    """The size of an index of records with these keys, which have so many frames in all."""
+    names = [len(key.encode()) for key in keys]
+    return head_size(len(names), sum(names)) + round(FRAME_BYTES * frames) - 16 * len(names)
+
+
+def _gpus(settings: Preprocess) -> int:
+    """How many GPUs will compute flow; 0: none."""
+    if " on cuda" not in how_made(settings)["flow_library"]:
+        return 0
+    import torch  # only those who have it need it
+
+    return torch.cuda.device_count()
+
+
+def _of_part(shards: Sequence[PlannedShard], keys: set[str], per_video: float, frame_bytes: float) -> PartEstimate:
+    frames = round(per_video * len(keys))
+    return PartEstimate(
+        videos=len(keys),
+        frames=frames,
+        shards=len(shards),
+        bytes=round(frames * (frame_bytes + FRAME_BYTES)) + len(keys) * RECORD_BYTES,
+        index_bytes=index_bytes(keys, frames),
+    )
+
+
+def _spread(videos: Sequence[Video], most: int) -> Sequence[Video]:
+    return videos[:: max(len(videos) // most, 1)][:most]
+
+
+def _frames_per_video(videos: Sequence[Video], trials: Sequence[Trial]) -> float:
+    """By the headers of many videos, for their lengths differ more than anything else."""
+    counts = []
+    for video in _spread(videos, COUNTED):
+        with suppress(VideoError), opened(video.path) as film:
+            counts.append(film.header_frames)
+    return _mean(filter(None, counts)) or _mean(trial.frames for trial in trials)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / max(len(listed), 1)
 
 
 def _trial(video: Video, settings: Preprocess) -> Trial:

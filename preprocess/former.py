@@ -62,10 +62,23 @@ def unchanged(pairs: Iterable[tuple[Video, Former]]) -> list[bool]:
 
 
 def changed_files(videos: Iterable[Video], location: str) -> list[str]:
-    """Those of `videos` whose record in the split at `location` was made of another file than is there now."""
+    """Those of `videos` whose record in the split at `location` was made of other bytes; only newer files are read."""
+    if is_url(location):
+        return []
+    when = (Path(location) / NAME).stat().st_mtime_ns
+    newer = [video for video in videos if video.flow_path is None and _time(video.path) > when]
+    if not newer:
+        return []
     records = former_records([location]).of
-    pairs = [(video, former) for video in videos for former in records.get(key_of(video.name), ())]
+    pairs = [(video, former) for video in newer for former in records.get(key_of(video.name), ())]
     return sorted(video.name for (video, _), same in zip(pairs, unchanged(pairs), strict=True) if not same)
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _records(split: Split, part: str, location: str) -> Iterator[tuple[Row, Former]]:

@@ -25,6 +25,7 @@ from preprocess.extracted import record_from_frames
 from preprocess.flow import compute, gray_of
 from preprocess.half import halved, halved_levels
 from preprocess.listing import Video
+from preprocess.plan import planned
 from preprocess.record import gray_jpeg, how_made, make_record
 from preprocess.standing import made_of
 from preprocess.video import read_video
@@ -170,8 +171,8 @@ def test_records_of_another_scale_are_made_anew_and_shards_of_another_not_replac
 
 
 def test_what_a_build_takes_is_told_for_the_smaller_flow(root):
-    videos = [video for part in find_dataset(root).parts.values() for video in part]
-    full, half = (estimate_build(videos, settings, workers=1) for settings in (FULL, HALF))
+    dataset = find_dataset(root)
+    full, half = (estimate_build(dataset, settings, 1, planned(dataset, 2)) for settings in (FULL, HALF))
     assert (half.frames, half.width, half.height) == (full.frames, full.width, full.height)
     assert half.bytes < full.bytes
 

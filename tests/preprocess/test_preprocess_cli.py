@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from preprocess.config import Preprocess
 from preprocess.datasets import find_dataset
 from preprocess.display import _Pace, build_display
 from preprocess.estimate import bytes_in_words, estimate_build, in_words
+from preprocess.plan import planned
 from shards.split import open_split
 
 TINY = ["--set", "preprocess.rgb.short_side=32", "--flow", "dis", "--workers", "1"]
@@ -97,7 +99,7 @@ def test_a_folder_whose_name_looks_like_a_number_is_a_folder(root, elsewhere):
     (elsewhere / "7").symlink_to(root)
     result = run("shards", "--root", "7", "--out", "8", *TINY, "--dry-run")
     assert result.exit_code == 0
-    assert "8/" in line(result, -2)
+    assert re.search(r"in \d+ shards? in 8/small/split1", result.output)
 
 
 # What it takes, and what came out
@@ -105,30 +107,37 @@ def test_a_folder_whose_name_looks_like_a_number_is_a_folder(root, elsewhere):
 
 def test_the_estimate_comes_before_anything_is_done(root, elsewhere):
     result = run("shards", "--root", root, *TINY, "--dry-run")
-    estimate = next(one for one in result.output.splitlines() if one.startswith("estimate: "))
-    assert re.search(r"6 videos, about \d+ frames of 42x32; dis does [\d,.]+ pairs/s on one core here", estimate)
-    assert re.search(r"about \d+ s with 1 processes; about \d+ kB of shards in data/small/split1.*are free$", estimate)
+    lines = result.output.splitlines()
+    estimate = next(one for one in lines if one.startswith("estimate: "))
+    assert lines[lines.index(estimate) - 1] == "all 6 records are made: no record yet"
+    assert re.search(r"6 videos, about 42 frames of 42x32; dis does [\d,.]+ pairs/s on one core here", estimate)
+    assert re.search(r"about \d+ s with 1 process; about \d+ kB in 3 shards in data/small/split1", estimate)
+    assert re.search(r"with \d+ kB of indexes; .*are free$", estimate)
+    assert re.search(r"train\s*│\s*4\s*│\s*28\s*│\s*2\s*│ \d+ kB │\s*\d+ kB │", re.sub(r"  +", " ", result.output))
     assert line(result, -1) == "dry run: nothing was built"
     assert list(elsewhere.iterdir()) == []
 
 
 def test_the_estimate_is_about_right(root):
     dataset = find_dataset(root)
-    videos = [video for part in dataset.parts.values() for video in part]
     settings = Preprocess.model_validate({"rgb": {"short_side": 32}, "flow": {"method": "dis"}})
-    estimate = estimate_build(videos, settings, workers=2)
+    estimate = estimate_build(dataset, settings, 2, planned(dataset, settings.per_shard))
     result = run("shards", "--root", root, *TINY)
     assert result.exit_code == 0, result.output
     with open_split("data/small/split1") as split:
         parts = split.manifest.parts.values()
         assert sum(part.frames for part in parts) == estimate.frames
-        assert 0.5 < sum(shard.size for part in parts for shard in part.shards) / estimate.bytes < 3  # tar's padding
+        assert 0.7 < sum(shard.size for part in parts for shard in part.shards) / estimate.bytes < 1.5
+        assert {name: len(part.shards) for name, part in split.manifest.parts.items()} == {"train": 2, "test": 1}
+        assert {name: part.index.size for name, part in split.manifest.parts.items()} == {
+            name: part.index_bytes for name, part in estimate.parts.items()
+        }
 
 
 def test_a_build_ends_in_a_table_and_a_second_one_has_nothing_to_do(root):
     first = run("shards", "--root", root, *TINY)
     assert first.exit_code == 0, first.output
-    assert re.search(r"train\s*│\s*4\s*│\s*28\s*│\s*1\s*│", first.output)
+    assert re.search(r"train\s*│\s*4\s*│\s*28\s*│\s*2\s*│", first.output)
     assert re.search(r"6 records \(6 made\) in \d+ s", first.output)
     assert json.loads(Path("data/latest.json").read_text()) == {"shards": "data/small/split1"}
     again = run("shards", "--root", root, *TINY)
@@ -137,10 +146,18 @@ def test_a_build_ends_in_a_table_and_a_second_one_has_nothing_to_do(root):
     assert "estimate" not in again.output
 
 
-def test_the_estimate_counts_what_was_made_for_another_split(root):
+def test_another_split_is_announced_and_built_as_links(root):
     run("shards", "--root", root, *TINY)
-    result = run("shards", "--root", root, *TINY, "--split", 2, "--dry-run")
-    assert "6 videos (6 made before)" in result.output
+    again = run("shards", "--root", root, *TINY, "--dry-run")
+    assert line(again, -1) == "data/small/split1: complete, and made with these settings; nothing to do"
+    result = run("shards", "--root", root, *TINY, "--split", 2)
+    assert result.exit_code == 0, result.output
+    assert "all 6 records are taken over" in result.output
+    assert "3 of 3 shards stand in another split already" in result.output
+    assert re.search(r"\d+ kB of the shards are files of other splits too, and on the disk once", result.output)
+    files = [path for split in (1, 2) for path in Path(f"data/small/split{split}").glob("*.tar")]
+    assert len(files) == 6
+    assert len({path.stat().st_ino for path in files}) == 3
 
 
 def test_shards_of_other_settings_are_refused_before_any_work(root):
@@ -148,8 +165,48 @@ def test_shards_of_other_settings_are_refused_before_any_work(root):
     result = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80")
     assert result.exit_code == 1
     assert "record.rgb.quality: 90 then, 80 now" in line(result, -1)
-    assert "--rebuild" in line(result, -1)
-    assert run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80", "--rebuild").exit_code == 0
+    assert "with --rebuild: all 6 records are made: record.rgb.quality: 90 then, 80 now" in line(result, -1)
+    rebuilt = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80", "--rebuild")
+    assert rebuilt.exit_code == 0
+    assert "all 6 records are made: record.rgb.quality: 90 then, 80 now" in rebuilt.output
+
+
+def test_a_changed_file_is_named_before_just_its_record_is_made_anew(elsewhere, video_folders):
+    root = video_folders(elsewhere / "small", width=40, height=30)
+    run("shards", "--root", root, *TINY)
+    path = root / "videos/a/v_a_g02_c01.avi"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"movi") - 30] ^= 1  # of equal size, in the padding
+    path.write_bytes(data)
+    later = path.stat().st_mtime_ns + 60_000_000_000
+    os.utime(path, ns=(later, later))
+    refused = run("shards", "--root", root, *TINY)
+    assert refused.exit_code == 1
+    assert "holds shards of other files than are there now (v_a_g02_c01)" in line(refused, -1)
+    words = "5 records are taken over, 1 is made: v_a_g02_c01 (another file)"
+    assert line(refused, -1).endswith(f"with --rebuild: {words}")
+    rebuilt = run("shards", "--root", root, *TINY, "--rebuild")
+    assert rebuilt.exit_code == 0, rebuilt.output
+    assert words in rebuilt.output
+    assert "6 records (1 made, 5 taken over)" in rebuilt.output
+
+
+def test_what_an_earlier_run_finished_is_kept_and_said_so(root, monkeypatch):
+    from preprocess import schedule
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule.Schedule, "_pack", stopped)
+        first = run("shards", "--root", root, *TINY)
+    assert first.exit_code == 130
+    result = run("shards", "--root", root, *TINY, "--dry-run")
+    kept, made = re.search(
+        r"(\d) records? (?:is|are) kept from an earlier run, (\d) (?:is|are) made", result.output
+    ).groups()
+    assert int(kept) >= 1
+    assert int(kept) + int(made) == 6
 
 
 def test_broken_videos_are_told_at_the_end(elsewhere, video_folders):
@@ -243,17 +300,49 @@ def test_time_left_is_reckoned_from_what_was_really_made(monkeypatch):
     now = 100.0
     words = pace.words(Progress(stage="videos", done=60, total=100, kept=50, failed=2))
     assert words == "6.0/min  7 min left  2 failed"
+
+
+def test_disk_to_come_is_reckoned_from_records_and_then_from_shards():
+    pace = _Pace()
     assert pace.words(Progress(stage="shards", done=0, total=4)) == ""
+    pace.words(Progress(stage="videos", done=10, total=100, bytes=20_000_000, shard="train-000000.tar"))
+    assert pace.words(Progress(stage="shards", done=0, total=4)) == "about 200 MB to come"
+    words = pace.words(Progress(stage="shards", done=1, total=4, bytes=60_000_000, shard="train-000000.tar"))
+    assert words == "60 MB  about 180 MB to come  train-000000.tar"
+    words = pace.words(Progress(stage="shards", done=4, total=4, bytes=220_000_000, shard="test-000000.tar"))
+    assert words == "220 MB  test-000000.tar"
 
 
-def test_a_terminal_gets_a_bar():
+def test_a_terminal_gets_a_bar_for_each_stage():
     from rich.console import Console
 
-    console = Console(force_terminal=True, width=100, record=True)
+    console = Console(force_terminal=True, width=120, record=True)
     with build_display(console) as watch:
         watch(Progress(stage="videos", done=1, total=4))
         watch(Progress(stage="videos", done=4, total=4, failed=1))
-    assert re.search(r"videos.*4/4.*1 failed", console.export_text())
+        watch(Progress(stage="shards", done=1, total=2, bytes=5_000_000, shard="train-000000.tar"))
+    shown = console.export_text()
+    assert re.search(r"videos.*4/4.*1 failed", shown)
+    assert re.search(r"shards.*1/2.*5.0 MB  about 5.0 MB to come  train-000000.tar", shown)
+
+
+def test_where_there_is_no_terminal_a_line_comes_for_each_tenth_and_after_long_silence(monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Console(file=StringIO(), width=120)
+    with build_display(console) as watch:
+        for done in range(101):
+            now += 1.0
+            watch(Progress(stage="videos", done=done, total=100))
+        assert len(console.file.getvalue().splitlines()) == 10
+        watch(Progress(stage="videos", done=100, total=1000))
+        now += 700
+        watch(Progress(stage="videos", done=101, total=1000))
+    assert console.file.getvalue().splitlines()[-1].startswith("videos      101/1000")
 
 
 @pytest.mark.parametrize(
