@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from rich.table import Table
 
 from shards.format import MEMBERS
 from shards.index import Row
+from shards.provenance import HISTORY, history
+from shards.recipe import Recipe
 from shards.record import Record
 from shards.split import Split
 
@@ -69,6 +71,35 @@ def classes_table(split: Split, parts: Sequence[str], width: int = 80) -> Table:
     shown, height = _table(*headers * columns), -(-len(cells) // columns)
     for i in range(height):
         shown.add_row(*(cell for entry in cells[i::height] for cell in entry))
+    return shown
+
+
+def recipe_lines(recipe: Recipe, linked: Collection[int]) -> Iterator[str]:
+    """What a recipe is made from and comes to; whole shards of the splits that are `linked` need no room."""
+    for source, split in enumerate(recipe.splits, 1):
+        manifest = split.manifest
+        yield f"from {source:<4} {split.location}: {manifest.dataset}, split {manifest.split}, {manifest.store}"
+    names = recipe.classes
+    more = f" and {len(names) - SHORT} more" if len(names) > SHORT else ""
+    yield f"classes   {len(names)}: {', '.join(names[:SHORT])}{more}"
+    shared = sum(piece.bytes for piece in recipe.pieces if piece.file is not None and piece.source in linked)
+    written = sum(piece.bytes for piece in recipe.pieces) - shared
+    yield f"disk      {written / 2**20:.1f} MiB to be written, {shared / 2**20:.1f} MiB shared by hard links"
+    for note in recipe.notes:
+        yield f"note      {note}"
+
+
+def recipe_table(recipe: Recipe) -> Table:
+    """What a recipe takes of each split, part by part."""
+    shown = _table("part", "from", "records", "of", "shards", "as they are", "packed", "MiB")
+    for part in recipe.parts:
+        for source, split in enumerate(recipe.splits):
+            pieces = [piece for piece in recipe.pieces if (piece.part, piece.source) == (part, source)]
+            if pieces:
+                records, there = sum(len(piece.rows) for piece in pieces), split.manifest.parts[part].records
+                whole = sum(piece.file is not None for piece in pieces)
+                counts = (source + 1, records, there, len(pieces), whole, len(pieces) - whole)
+                shown.add_row(part, *map(str, counts), f"{sum(piece.bytes for piece in pieces) / 2**20:.1f}")
     return shown
 
 
@@ -148,7 +179,8 @@ def _most(sizes: Iterator[str]) -> str:
 
 def _made(made: Mapping[str, Any]) -> Iterator[str]:
     """One line for each section of the settings, one for all that stand alone."""
-    alone = {key: value for key, value in made.items() if not isinstance(value, Mapping)}
+    yield from history(made)
+    alone = {key: made[key] for key in made if key not in HISTORY and not isinstance(made[key], Mapping)}
     if alone:
         yield _inline(alone)
     for key, section in made.items():
