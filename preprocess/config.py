@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -22,8 +23,11 @@ class Rgb(Settings):
 class Flow(Settings):
     """Optical flow between neighbouring frames, computed at the frames' stored size."""
 
-    method: Literal["tvl1", "dis", "farneback"] = "tvl1"
+    method: Literal["tvl1", "dis", "farneback", "raft"] = "tvl1"
+    backend: Literal["auto", "cuda", "cpu", "opencv"] = "auto"  # what computes it; auto: a GPU, else what is fastest
     parameters: dict[str, float] = Field(default_factory=dict)  # of the method, by its own names; empty: its defaults
+    weights: str = ""  # of raft: a file
+    library: str = ""  # name and version of what must compute it, else an error; empty: whatever is here. Builds pin it
     quality: Quality = 95  # gray JPEG
     scale: float = 1.0  # of the size it is stored at, over the frames': 1, or 0.5 for half of each side
 
@@ -69,10 +73,20 @@ class Preprocess(Settings):
     flow: Flow = Flow()
     drawn: Drawn = Drawn()
     per_shard: PositiveInt = 64  # records
-    workers: NonNegativeInt = 0  # processes; 0: one for each core this process may use
+    workers: NonNegativeInt = 0  # at a time; 0: one for each core this process may use, but at most four for each GPU
+    engine: Literal["processes", "ray"] = "processes"  # where they run: here, or on a Ray cluster that is there
+    part: str = ""  # "3/16": every 16th shard from the third, to be merged with the others; empty: all
     limit: NonNegativeInt = 0  # at most so many videos of each class and part; 0: all
     classes: tuple[str, ...] = ()  # only these; empty: all
     failures: NonNegativeInt = 100  # broken videos after which the build gives up
+
+    @field_validator("part")
+    @classmethod
+    def one_of_all(cls, part: str) -> str:
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
+        if part and not (found and 1 <= int(found[1]) <= int(found[2])):
+            raise ValueError(f"expected i/n with i from 1 to n, such as 3/16, found {part!r}")
+        return part
 
 
 class PreprocessConfig(Settings):

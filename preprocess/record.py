@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from preprocess.config import Flow, Preprocess
 from preprocess.errors import VideoError
-from preprocess.flow import Field, compute, gray_of, library, one_thread, resolved
+from preprocess.flow import Field, compute, library, one_thread, opencv_version, resolved, seen
 from preprocess.half import halved
 from preprocess.listing import Video
 from preprocess.video import decoder, opened, source_of, stored_frames
@@ -37,16 +37,22 @@ def make_record(video: Video, settings: Preprocess) -> Record:
 
     with opened(video.path) as film, one_thread():
 
-        def grays() -> Iterator[Picture]:
+        def pictures() -> Iterator[Picture]:
             nonlocal shape
             for picture in stored_frames(film, settings.rgb.short_side):
                 shape = picture.shape[:2]
                 rgb.append(rgb_jpeg(picture, settings.rgb.quality))
-                yield gray_of(picture)
+                yield seen(settings.flow.method, picture)
 
         flow = [
             jpeg
-            for field in compute(settings.flow.method, grays(), settings.flow.parameters)
+            for field in compute(
+                settings.flow.method,
+                pictures(),
+                settings.flow.parameters,
+                backend=settings.flow.backend,
+                weights=settings.flow.weights,
+            )
             for jpeg in flow_jpegs(field, settings.flow)
         ]
     made = how_made(settings)
@@ -64,7 +70,9 @@ def make_record(video: Video, settings: Preprocess) -> Record:
             flow=Frames.of(
                 flow, width=int(width * scale), height=int(height * scale), components=1, encoder=made["flow_jpeg"]
             ),
-            flow_made=FlowMade(method=settings.flow.method, parameters=made["flow"], library=library(), scale=scale),
+            flow_made=FlowMade(
+                method=settings.flow.method, parameters=made["flow"], library=made["flow_library"], scale=scale
+            ),
         )
     except FormatError as error:  # a stream of 4 GiB
         raise VideoError(f"{video.path}: {error}") from error
@@ -79,12 +87,12 @@ def how_made(settings: Preprocess) -> dict[str, Any]:
             "subsampling": "4:2:0",
             "library": jpeg_library(),
             "decoder": decoder(),
-            "resize": f"{library()}: area when shrinking, exact linear when growing",
+            "resize": f"{opencv_version()}: area when shrinking, exact linear when growing",
         },
         **how_stored(settings.flow),
         "flow": dict(resolved(settings.flow.method, settings.flow.parameters)),
         "flow_method": settings.flow.method,
-        "flow_library": library(),
+        "flow_library": library(settings.flow),
     }
 
 

@@ -27,8 +27,10 @@ ARROWS = {
 }
 # Where a library may be imported at all, wherever in a module the import stands.
 PLACES = {
-    "torch": r"stmul/.*|preprocess/tvl1\.py",
-    "torchvision": r"stmul/.*",
+    "torch": r"stmul/.*|preprocess/(tvl1\w*|raft)\.py",
+    "torchvision": r"stmul/.*|preprocess/raft\.py",
+    "triton": r"preprocess/tvl1_\w*\.py",
+    "numba": r"preprocess/lanes\.py",
     "cv2": r"preprocess/.*|stmul/resize\.py",
     "av": r"preprocess/.*",
     "webdataset": r"shards/(writer|adapter)\.py",

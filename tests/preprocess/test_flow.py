@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,9 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import SettingsError
+from preprocess import tvl1
+from preprocess.config import Flow
 from preprocess.errors import PreprocessError
-from preprocess.flow import METHODS, compute, estimate, gray_of, library, resolved
+from preprocess.flow import METHODS, compute, decided, estimate, gpus, gray_of, library, resolved, seen
 from shards.record import dequantise, quantise
+
+WITHOUT_WEIGHTS = [method for method in METHODS if METHODS[method].defaults]  # raft's tests are test_raft.py
+ALL = [(method, backend) for method in WITHOUT_WEIGHTS for backend in METHODS[method].backends if backend != "cuda"]
 
 
 def textures(*shifts: tuple[float, float], width: int = 96, height: int = 72) -> list[np.ndarray]:
@@ -30,45 +37,45 @@ def textures(*shifts: tuple[float, float], width: int = 96, height: int = 72) ->
     return [np.clip(np.rint(view), 0, 255).astype(np.uint8) for view in views]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "backend"), ALL)
 @pytest.mark.parametrize("motion", [(2.0, 0.0), (0.0, -3.0), (-1.5, 1.0), (0.4, -2.3)])
-def test_the_flow_of_a_known_translation_is_right(method, motion):
-    (flow,) = compute(method, textures((0, 0), motion))
+def test_the_flow_of_a_known_translation_is_right(method, backend, motion):
+    (flow,) = compute(method, textures((0, 0), motion), backend=backend)
     assert flow.shape == (72, 96, 2)
     assert flow.dtype == np.float32
     inside = flow[10:-10, 10:-10]
     assert np.linalg.norm(inside - motion, axis=-1).mean() < 0.2  # pixels
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_pair_k_is_from_frame_k_to_the_next_and_n_frames_have_one_pair_less(method):
+@pytest.mark.parametrize(("method", "backend"), ALL)
+def test_pair_k_is_from_frame_k_to_the_next_and_n_frames_have_one_pair_less(method, backend):
     frames = textures((0, 0), (2, 0), (2, -2), (-1, -2))
-    flows = list(compute(method, iter(frames)))
+    flows = list(compute(method, iter(frames), backend=backend))
     assert [tuple(np.rint(np.median(flow, axis=(0, 1)))) for flow in flows] == [(2, 0), (0, -2), (-3, 0)]
     for pair, flow in zip(pairwise(frames), flows, strict=True):  # and no pair knows of those before it
-        assert (flow == next(compute(method, pair))).all()
-    assert list(compute(method, frames[:1])) == []
-    assert list(compute(method, [])) == []
+        assert (flow == next(compute(method, pair, backend=backend))).all()
+    assert list(compute(method, frames[:1], backend=backend)) == []
+    assert list(compute(method, [], backend=backend)) == []
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_number_of_threads_does_not_change_a_value(method):
+@pytest.mark.parametrize(("method", "backend"), ALL)
+def test_the_number_of_threads_does_not_change_a_value(method, backend):
     frames, flows = textures((0, 0), (1.5, 1)), []
     before = cv2.getNumThreads()
     try:
         for threads in (1, 4):
             cv2.setNumThreads(threads)
-            flows.append(next(compute(method, frames)))
+            flows.append(next(compute(method, frames, backend=backend)))
             assert cv2.getNumThreads() == threads
     finally:
         cv2.setNumThreads(before)
     assert (flows[0] == flows[1]).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_small_and_narrow_pictures_have_flow_too(method):
+@pytest.mark.parametrize(("method", "backend"), ALL)
+def test_small_and_narrow_pictures_have_flow_too(method, backend):
     for width, height in [(16, 16), (17, 16), (16, 40)]:
-        (flow,) = compute(method, textures((0, 0), (1, 0), width=width, height=height))
+        (flow,) = compute(method, textures((0, 0), (1, 0), width=width, height=height), backend=backend)
         assert flow.shape == (height, width, 2)
         assert np.isfinite(flow).all()
 
@@ -95,7 +102,7 @@ def test_parameters_are_filled_in_and_keep_their_kind():
 @pytest.mark.parametrize(
     ("method", "parameters", "message"),
     [
-        ("tvl2", {}, "expected one of tvl1, dis, farneback; did you mean tvl1"),
+        ("tvl2", {}, "expected one of tvl1, dis, farneback, raft; did you mean tvl1"),
         ("tvl1", {"lamda": 1}, "tvl1 has no such parameter; did you mean lambda"),
         ("dis", {"lambda": 1}, r"dis has no such parameter.*it has preset"),
         ("dis", {"preset": 3}, "preset: expected 0 to 2, found 3"),
@@ -116,13 +123,26 @@ def test_parameters_matter():
 
 def test_what_opencv_itself_refuses_is_told_in_one_sentence():
     with pytest.raises(PreprocessError, match=r"flow method tvl1 fails on frames of 96x72 with .*'medianFiltering': 2"):
-        list(compute("tvl1", textures((0, 0), (1, 0)), {"medianFiltering": 2}))
+        list(compute("tvl1", textures((0, 0), (1, 0)), {"medianFiltering": 2}, backend="opencv"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"medianFiltering": 2}, r"median filter of 2: expected 1 \(none\), 3 or 5"),
+        ({"gamma": 0.5}, "gamma 0.5: expected 0.*backend: opencv"),
+    ],
+)
+def test_what_our_tvl1_lacks_is_said(parameters, message):
+    with pytest.raises(SettingsError, match=message):
+        list(compute("tvl1", textures((0, 0), (1, 0)), parameters, backend="cpu"))
 
 
 def test_an_opencv_without_optflow_is_told_how_to_repair_it(monkeypatch):
     monkeypatch.delattr(cv2, "optflow")
     with pytest.raises(PreprocessError, match=r"lacks cv2.optflow.*pip install opencv-contrib.*--flow dis"):
-        list(compute("tvl1", textures((0, 0), (1, 0))))
+        list(compute("tvl1", textures((0, 0), (1, 0)), backend="opencv"))
+    assert len(list(compute("tvl1", textures((0, 0), (1, 0)), backend="cpu"))) == 1
     assert len(list(compute("dis", textures((0, 0), (1, 0))))) == 1
 
 
@@ -131,8 +151,90 @@ def test_gray_is_the_weighted_sum_of_the_colours():
     assert gray_of(colours).tolist() == [[76, 150, 29, 255]]
 
 
-def test_the_library_has_its_version():
-    assert library() == f"opencv {cv2.__version__}"
+# Backends
+
+
+def test_the_library_says_what_computes_it():
+    assert library(Flow(method="dis")) == f"opencv {cv2.__version__}"
+    assert library(Flow(backend="opencv")) == f"opencv {cv2.__version__}"
+    assert library(Flow(backend="cpu")) == f"stmul tvl1 {tvl1.VERSION} on cpu, opencv {cv2.__version__}"
+
+
+def test_auto_is_a_gpu_if_there_is_one_and_decided_once(monkeypatch):
+    asked = Flow()
+    monkeypatch.setattr(tvl1, "why_no_cuda", lambda: "none")
+    monkeypatch.setitem(METHODS, "tvl1", without_cuda("none"))
+    assert decided(asked) == Flow(backend="cpu", library=library(Flow(backend="cpu")))
+    assert gpus(asked) == 0
+    assert decided(Flow(method="dis")).backend == "opencv"
+    with pytest.raises(PreprocessError, match=r"no backend cuda here: none. Take preprocess.flow.backend: cpu or open"):
+        decided(Flow(backend="cuda"))
+    monkeypatch.setitem(METHODS, "tvl1", without_cuda(""))
+    monkeypatch.setattr(tvl1, "cuda_library", lambda: "7 on cuda sm_90, torch 2, triton 3")
+    assert decided(asked) == Flow(backend="cuda", library="stmul tvl1 7 on cuda sm_90, torch 2, triton 3")
+
+
+def without_cuda(why: str):
+    """TV-L1 whose CUDA backend is lacking for the reason `why`; empty: it is there."""
+    method = METHODS["tvl1"]
+    cuda = dataclasses.replace(method.backends["cuda"], lacking=lambda: why)
+    return dataclasses.replace(method, backends={**method.backends, "cuda": cuda})
+
+
+def test_a_process_that_has_another_library_than_the_build_is_refused():
+    pinned = decided(Flow(backend="cpu"))
+    assert library(pinned) == pinned.library
+    other = pinned.model_copy(update={"library": "stmul tvl1 7 on cuda sm_90, torch 2, triton 3"})
+    with pytest.raises(PreprocessError, match=r"expected stmul tvl1 7 on cuda.*found stmul tvl1 \d+ on cpu"):
+        library(other)
+
+
+@pytest.mark.parametrize(("method", "backend"), [("dis", "cuda"), ("farneback", "cpu"), ("raft", "opencv")])
+def test_a_backend_that_a_method_never_has_is_refused(method, backend):
+    with pytest.raises(SettingsError, match=rf"backend: expected one of auto.* for {method}, found {backend}"):
+        list(compute(method, [], backend=backend))
+
+
+def test_raft_wants_a_file_of_weights(tmp_path):
+    with pytest.raises(SettingsError, match=r"preprocess.flow.weights: expected a file"):
+        library(Flow(method="raft", backend="cpu"))
+    with pytest.raises(SettingsError, match=r"there is no file .*none.pth"):
+        library(Flow(method="raft", backend="cpu", weights=str(tmp_path / "none.pth")))
+    (tmp_path / "some.pth").write_bytes(b"some")
+    found = library(Flow(method="raft", backend="cpu", weights=str(tmp_path / "some.pth")))
+    assert re.fullmatch(r"torchvision \S+, torch \S+ on cpu, weights sha256 a6b46dd0d1ae5e86", found)
+
+
+def test_pictures_are_seen_in_gray_but_by_raft():
+    picture = np.zeros((4, 6, 3), np.uint8)
+    assert {method: seen(method, picture).ndim for method in METHODS} == {
+        "tvl1": 2,
+        "dis": 2,
+        "farneback": 2,
+        "raft": 3,
+    }
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 100])
+def test_batches_change_nothing(monkeypatch, at_once):
+    frames, sizes = textures((0, 0), (2, 0), (2, -2), (-1, -2), (0, 0), (1, 1)), []
+    expected = list(compute("dis", frames))
+
+    def start(parameters, weights):
+        flow = METHODS["dis"].backends["opencv"].start(parameters, weights)
+
+        def counted(firsts, seconds):
+            sizes.append(len(firsts))
+            return flow(firsts, seconds)
+
+        return counted
+
+    batched = dataclasses.replace(METHODS["dis"].backends["opencv"], start=start, at_once=lambda h, w: at_once)
+    monkeypatch.setitem(METHODS, "batched", dataclasses.replace(METHODS["dis"], backends={"opencv": batched}))
+    found = list(compute("batched", iter(frames)))
+    assert len(found) == len(expected)
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+    assert sizes == [min(at_once, 5 - done) for done in range(0, 5, at_once)]
 
 
 def test_the_estimate_is_quick_and_grows_with_the_work():
