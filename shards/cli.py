@@ -1,4 +1,4 @@
-"""The commands that look at shards, verify, copy, publish and serve them: parse, call one function, print."""
+"""The commands that look at shards, verify, copy, combine, publish and serve them: parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from configs.cli_errors import one_line
+from shards.combine_cli import append, filter_, merge
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ known_errors = one_line(ShardError)
 
 @click.group()
 def shards() -> None:
-    """Look at shards, verify, copy, publish and serve them.
+    """Look at shards, verify, copy, combine, publish and serve them.
 
     \b
     stmul shards show data/ucf101/split1
     """
+
+
+for combining in (filter_, merge, append):
+    shards.add_command(combining)
 
 
 @shards.command()
@@ -115,6 +120,57 @@ def _repair(folder: str, source: str) -> None:
     count = len(mended.files)
     done = f"{count} {'file' if count == 1 else 'files'} mended, {mended.bytes / 1e6:.1f} MB fetched"
     click.echo(f"{folder}: {done if count else 'nothing to mend'}; every file is what the manifest says")
+
+
+@shards.command()
+@click.argument("location", metavar="PATH|URL")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with pictures: lint.html.")
+@click.option("--part", help="One part alone: train or test; leaks between parts are not looked for.")
+@click.option(
+    "--sample",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Records whose frames are looked at; the index is read of all.",
+)
+@click.option("--groups", metavar="REGEX", help="What finds a video's group in its name: '^(.+)_c[0-9]+$'.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings too, not for errors alone.")
+@known_errors
+def lint(location: str, html: Path | None, part: str | None, sample: int, groups: str | None, strict: bool) -> None:
+    """Look for leaks, duplicates, unbalanced classes, short, black and still videos, and flow at the bound.
+
+    Errors are videos or groups in two parts, and damaged records; with these the exit code is 1.
+
+    \b
+    stmul shards lint data/ucf101/split1
+    stmul shards lint https://host/ucf101/split1 --sample 500 --html lint.html
+    """
+    from rich.console import Console
+
+    from shards.display import counting
+    from shards.groups import group_pattern
+    from shards.lint import lint as linted
+    from shards.lint_display import about_lines, finding_lines, summary, verdict
+    from shards.split import open_split
+
+    pattern = group_pattern(groups) if groups is not None else None
+    with open_split(location) as split:
+        with counting("look") as progress:
+            found = linted(split, parts=[part] if part else (), sample=sample, groups=pattern, progress=progress)
+        if html is not None:
+            from shards.lint_report import write_page
+
+            write_page(html, found, split)
+    click.echo("\n".join(about_lines(found)))
+    Console(highlight=False).print(summary(found))
+    for line in finding_lines(found):
+        click.echo(line)
+    if html is not None:
+        click.echo(f"page      {html}")
+    told = f"{found.location}: {verdict(found)}"
+    if found.count("error") or (strict and found.count("warning")):
+        raise click.ClickException(told)
+    click.echo(told)
 
 
 @shards.command()
