@@ -15,6 +15,8 @@ COMMANDS = {
     "shards": ("shards.cli:shards", "Look at shards, verify and copy them."),
     "train": ("stmul.cli:train", "Train the network on shards, stage by stage."),
     "test": ("stmul.cli:test", "Score a trained network on the test clips."),
+    "fuse": ("stmul.scores_cli:fuse", "Fuse the scores of several tests, or of other methods."),
+    "compare": ("stmul.scores_cli:compare", "Compare two tests clip by clip: is the difference real?"),
     "report": ("stmul.cli:report", "Write a run's report: one HTML page."),
     "summary": ("stmul.cli:summary", "Print the network's parameters, multiply-adds and memory."),
     "import-matconvnet": ("stmul.cli:import_matconvnet", "Turn the authors' networks into ones of ours."),

@@ -217,11 +217,10 @@ def report(cfg: str | None, **options: Any) -> None:
     from stmul.run_report import report_of_run
 
     run, config = _run_and_settings(cfg, gathered(**options))
-    paths = sorted((run.folder / "results").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not paths:
+    if (path := run.results()) is None:
         raise RunError(f"{run.folder}: no scores yet; make them with: stmul test -i {run.id}")
     with _opened(config) as split:
-        click.echo(f"report    {report_of_run(run, read_results(paths[-1]), split)}")
+        click.echo(f"report    {report_of_run(run, read_results(path), split)}")
 
 
 def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:

@@ -27,8 +27,10 @@ HEADS: Mapping[str, str] = {  # in the order of every table and plot
     "appearance": "appearance head of the joint network",
     "motion": "motion head of the joint network",
     "joint": "mean of the joint network's two heads",
+    "fused": "weighted mean of several tests' scores",
 }
-MAIN = ("joint", "late fusion", "motion alone", "appearance alone")  # the first that is there is what a run is about
+# The first that is there is what a run is about.
+MAIN = ("fused", "joint", "late fusion", "motion alone", "appearance alone")
 
 
 class ResultsError(StmulError):

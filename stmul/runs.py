@@ -130,6 +130,10 @@ class Run:
         """The checkpoint that the stage goes on from; None where it has none yet."""
         return next(reversed(self.resumable(stage)), None)
 
+    def results(self) -> Path | None:
+        """The newest scores of a test; None where there are none."""
+        return max((self.folder / "results").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
     def tidy(self, stage: str, keep: int) -> None:
         """Removes what the newest checkpoint after an epoch has made superfluous; the last `keep` stay."""
         for path in list(self.checkpoints(stage).values())[:-keep]:
