@@ -5,20 +5,16 @@ N pairs in a batch; pictures as the method sees them, uint8: gray (H, W) or RGB 
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from configs import SettingsError
 from preprocess import tvl1
 from preprocess.errors import PreprocessError
 
@@ -27,8 +23,6 @@ Field = NDArray[np.float32]  # (H, W, 2)
 Parameters = Mapping[str, int | float | bool]
 Batch = Sequence[Picture]
 Compute = Callable[[Batch, Batch], Sequence[Field]]  # the flow from each picture to its partner
-
-RAFT_PIXELS = 8 * 340 * 256  # of a batch: RAFT compares every pixel with every other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,32 +124,29 @@ def _raft_on(device: Callable[[], str]) -> Callable[[Parameters, str], Compute]:
     """Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", 2020; torchvision's."""
 
     def start(parameters: Parameters, weights: str) -> Compute:
-        from preprocess.raft import raft  # loads PyTorch
+        from preprocess.raft import open_raft, raft_flow  # loads PyTorch
 
-        file, where = _weights(weights), device()
-        return lambda firsts, seconds: list(raft(np.stack(firsts), np.stack(seconds), file, where))
+        raft, updates = open_raft(weights, device()), int(parameters["updates"])
+        return lambda firsts, seconds: list(raft_flow(raft, np.stack(firsts), np.stack(seconds), updates=updates))
 
     return start
 
 
-def _raft_library(on: Callable[[], str]) -> Callable[[str], str]:
+def _raft_library(device: str) -> Callable[[str], str]:
     def library(weights: str) -> str:
-        digest = hashlib.sha256(_weights(weights).read_bytes()).hexdigest()[:16]
-        return f"torchvision {version('torchvision')}, torch {version('torch')} on {on()}, weights sha256 {digest}"
+        from preprocess.raft import library as library_on
+
+        return library_on(weights, device)
 
     return library
 
 
-def _weights(weights: str) -> Path:
-    if not weights:
-        raise SettingsError(
-            "preprocess.flow.weights: expected a file of RAFT's weights, found none. With a connection,"
-            " torchvision.models.optical_flow.Raft_Large_Weights.DEFAULT.url says where they are; they are not"
-            " downloaded here"
-        )
-    if not Path(weights).is_file():
-        raise SettingsError(f"preprocess.flow.weights: there is no file {weights}")
-    return Path(weights)
+def _raft_batch(height: int, width: int) -> int:
+    import torch
+
+    from preprocess.raft import batch_size
+
+    return batch_size(torch.device("cuda"), height, width)
 
 
 def _opencv(start: Callable[[Parameters, str], Compute]) -> Backend:
@@ -218,16 +209,16 @@ METHODS: Mapping[str, FlowMethod] = {
         backends={"opencv": _opencv(_farneback)},
     ),
     "raft": FlowMethod(
-        defaults={},
-        ranges={},
+        defaults={"updates": 12},
+        ranges={"updates": (1, 1000)},
         backends={
             "cuda": Backend(
-                library=_raft_library(tvl1.cuda_name),
+                library=_raft_library("cuda"),
                 start=_raft_on(_device),
-                at_once=lambda height, width: max(1, RAFT_PIXELS // (height * width)),
+                at_once=_raft_batch,
                 lacking=tvl1.why_no_cuda,
             ),
-            "cpu": Backend(library=_raft_library(lambda: "cpu"), start=_raft_on(lambda: "cpu")),
+            "cpu": Backend(library=_raft_library("cpu"), start=_raft_on(lambda: "cpu")),
         },
         sees="rgb",
     ),

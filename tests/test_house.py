@@ -27,7 +27,7 @@ ARROWS = {
 }
 # Where a library may be imported at all, wherever in a module the import stands.
 PLACES = {
-    "torch": r"stmul/.*|preprocess/(tvl1\w*|raft)\.py",
+    "torch": r"stmul/.*|preprocess/(tvl1\w*|raft|flow_methods)\.py",
     "torchvision": r"stmul/.*|preprocess/raft\.py",
     "triton": r"preprocess/tvl1_\w*\.py",
     "numba": r"preprocess/lanes\.py",
