@@ -42,7 +42,7 @@ def combine(recipe: Recipe, out: str | Path, progress: Progress | None = None) -
     raises.
     """
     path = folder_for(out)
-    if (there := _there(path, recipe)) is not None:
+    if (there := there_already(recipe, path)) is not None:
         return there
     partial = path.with_name(path.name + ".partial")
     passed = counted(sum(piece.bytes for piece in recipe.pieces), progress)
@@ -131,16 +131,11 @@ def folder_for(out: str | Path) -> Path:
     return path
 
 
-def to_be_linked(recipe: Recipe, folder: Path) -> set[int]:
-    """Which of the recipe's splits lie on the file system of `folder`, so that no byte of a whole shard is copied."""
-    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    device = above.stat().st_dev
-    places = ((source, split.folder) for source, split in enumerate(recipe.splits))
-    return {source for source, place in places if place is not None and place.stat().st_dev == device}
+def there_already(recipe: Recipe, path: Path) -> Manifest | None:
+    """The manifest of `path` if it is what the recipe makes, None if nothing is there.
 
-
-def _there(path: Path, recipe: Recipe) -> Manifest | None:
-    """The manifest of `path` if it is what the recipe makes, None if nothing is there."""
+    Raises ShardError where something else is.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / NAME).is_file():
@@ -152,6 +147,14 @@ def _there(path: Path, recipe: Recipe) -> Manifest | None:
         f"{path}: already holds another split ({found.dataset} {found.split}, digest {found.digest[:12]}...). Give"
         " another target, or delete this one"
     )
+
+
+def to_be_linked(recipe: Recipe, folder: Path) -> set[int]:
+    """Which of the recipe's splits lie on the file system of `folder`, so that no byte of a whole shard is copied."""
+    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    device = above.stat().st_dev
+    places = ((source, split.folder) for source, split in enumerate(recipe.splits))
+    return {source for source, place in places if place is not None and place.stat().st_dev == device}
 
 
 def _begin(partial: Path, recipe: Recipe) -> None:

@@ -167,9 +167,12 @@ def append(
 
 
 def _combine(recipe: Recipe, out: str, what: str, dry_run: bool) -> None:
-    from shards.combine import combine, folder_for
+    from shards.combine import combine, folder_for, there_already
     from shards.display import moving
 
+    if there := there_already(recipe, folder_for(out)):
+        click.echo(f"{out}: is there already: {_said(there)}")
+        return
     _tell(recipe, folder_for(out))
     if dry_run:
         click.echo(f"{out}: nothing was written (--dry-run)")

@@ -73,7 +73,7 @@ def history(made: Mapping[str, Any]) -> Iterator[str]:
     for step in _listed(made, "steps"):
         of = step.get("of")
         digests = " + ".join(map(_short, of)) if isinstance(of, list) else "?"
-        told = [f"{key} {_brief(step[key])}" for key in step if key not in ("did", "of") and step[key]]
+        told = [f"{key} {_brief(step[key])}".strip() for key in step if key not in ("did", "of") and step[key]]
         yield f"{step.get('did')} {digests}{': ' if told else ''}{', '.join(told)}"
 
 

@@ -94,19 +94,19 @@ def _joined(
     """The shards of those of `splits` that are `taken`, numbered from `first` in each part; and notes on the rest."""
     rows = [{part: list(split.index(part)) for part in split.manifest.parts} for split in splits]
     twice = _twice(splits, rows, classes, labels)
-    same = sum(map(len, twice.values()))
+    same = len(twice)
     fresh = sum(len(of_part) for source in taken for of_part in rows[source].values()) - same
-    if same and fresh and not skip_duplicates:
-        source, part = next(place for place, keys in twice.items() if keys)
+    if twice and fresh and not skip_duplicates:
+        source, other = next((source, other) for (source, _, _), other in twice.items())
+        names = [key for (of, _, key), there in twice.items() if (of, there) == (source, other)]
         raise ShardError(
-            f"{splits[source].location}: {_counted(sorted(twice[source, part]), same)} in {part} of a split before it,"
-            " too, frame by frame the same. Take each once with --skip-duplicates"
+            f"{splits[source].location}: {_counted(names)} in {splits[other].location}, too, frame by frame the same."
+            " Take each once with --skip-duplicates"
         )
     pieces = []
     for part, number in first.items():
         for source in taken:
-            out = twice.get((source, part), set())
-            kept = [row for row in rows[source].get(part, ()) if row.key not in out]
+            kept = [row for row in rows[source].get(part, ()) if (source, part, row.key) not in twice]
             for of_shard, file in dealt(splits[source], part, kept, labels[source], classes):
                 pieces.append(Piece(part=part, number=number, source=source, rows=of_shard, file=file))
                 number += 1
@@ -118,13 +118,13 @@ def _twice(
     rows: Sequence[Mapping[str, Sequence[Row]]],
     classes: Sequence[str],
     labels: Sequence[Sequence[int]],
-) -> dict[tuple[int, str], set[str]]:
-    """By split and part the keys of records that a split before it has in the same part, frame by frame.
+) -> dict[tuple[int, str, str], int]:
+    """The records (split, part, key) that a split before theirs has in the same part, frame by frame; and which has.
 
     Raises ShardError where it has them in another part, or other records under the same name.
     """
     first: dict[str, tuple[int, str, Row]] = {}
-    twice: dict[tuple[int, str], set[str]] = {}
+    twice: dict[tuple[int, str, str], int] = {}
     for source, of_split in enumerate(rows):
         found: dict[str, tuple[int, str, Row]] = {}
         for part, of_part in of_split.items():
@@ -144,7 +144,7 @@ def _twice(
                         f"{here} has a record {row.name!r}, and so has {there}, but with {what}. Leave it out of one of"
                         " them: stmul shards filter SPLIT OUT --without FILE"
                     )
-                twice.setdefault((source, part), set()).add(row.key)
+                twice[source, part, row.key] = other
         first |= found
     return twice
 
@@ -220,7 +220,7 @@ def _alike(splits: Sequence[Split], mixed: bool) -> list[str]:
     return notes
 
 
-def _counted(names: Sequence[str], count: int) -> str:
-    """A few of `count` records, by name."""
-    few, more = ", ".join(names[:NAMED]), count - min(len(names), NAMED)
-    return f"{few}{f' and {more} more' if more else ''} {'is' if count == 1 else 'are'}"
+def _counted(names: Sequence[str]) -> str:
+    """`3 records (v_a, v_b, ...) are`."""
+    few = ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
+    return f"{len(names)} {'record' if len(names) == 1 else 'records'} ({few}) {'is' if len(names) == 1 else 'are'}"
