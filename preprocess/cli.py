@@ -20,6 +20,7 @@ from preprocess.errors import PreprocessError
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
+    from preprocess.build import BuildReport
     from preprocess.choice import Choice
     from preprocess.config import Preprocess
     from preprocess.datasets import Dataset
@@ -68,11 +69,21 @@ def gathered(
     return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)]
 
 
+def shards_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which shards are made of it, and where to."""
+    options = [
+        click.option("--out", metavar="DIR", help="Shards go to DIR/<data set>/split<n>; data unless set; or s3://..."),
+        click.option("--flow", metavar="METHOD", help="Optical flow: tvl1 (unless set), dis (fast), farneback, raft."),
+        click.option("--flow-scale", type=float, metavar="S", help="Stored size of the flow: 1 (unless set), or 0.5."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
 @preprocess.command()
 @dataset_options
-@click.option("--out", metavar="DIR", help="Shards go to DIR/<data set>/split<n>; data unless set.")
-@click.option("--flow", metavar="METHOD", help="Optical flow: tvl1 (unless set), dis (fast) or farneback.")
-@click.option("--flow-scale", type=float, metavar="S", help="Stored size of the flow: 1 (unless set), or 0.5: half.")
+@shards_options
+@click.option("--part", metavar="I/N", help="Only every N-th shard, from the I-th; `merge` puts the parts together.")
+@click.option("--engine", metavar="NAME", help="Where the work is done: processes (unless set), or ray: a cluster.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it takes, and stop.")
 @click.option("--rebuild", is_flag=True, help="Replace shards that were made with other settings.")
 @known_errors
@@ -86,19 +97,19 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
     stmul preprocess shards --root ~/UCF101 --split 1
     stmul preprocess shards --root ~/UCF101 --dry-run
     stmul preprocess shards --flow dis --limit 10 --classes Archery,Surfing
+    stmul preprocess shards --root /nfs/UCF101 --out /nfs/data --part 3/16
     """
     from rich.console import Console
 
-    from configs import dump
     from preprocess.announcement import announcement, complete
     from preprocess.build import build, split_location
-    from preprocess.config import PreprocessConfig
-    from preprocess.display import build_display, closing_lines, planned_table, summary
-    from shards.whole import whole
+    from preprocess.display import build_display, part_lines, planned_table
+    from preprocess.parts import build_part
+    from preprocess.workplace import Share
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
-    dataset = _read(settings, choice, console)
+    dataset, share = _read(settings, choice, console), Share.parse(settings.part)
     if not rebuild and complete(dataset, settings, settings.out):
         if dry_run:
             click.echo(
@@ -106,7 +117,7 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
             )
             return
     else:
-        told = announcement(dataset, settings, settings.out)
+        told = announcement(dataset, settings, settings.out, share)
         for line in told.lines():
             click.echo(line)
         if dry_run:
@@ -114,19 +125,42 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
                 console.print(planned_table(told.estimate))
             click.echo("dry run: nothing was built")
             return
-    with stoppable(), build_display(console) as watch:
-        report = build(dataset, settings, Path(settings.out), watch, rebuild=rebuild)
-    if report.new:
-        with whole(report.folder / "settings.yaml") as file:
-            file.write(dump(PreprocessConfig(preprocess=settings)).encode())
-    else:
-        click.echo(f"{report.folder}: complete, and made with these settings; nothing to do")
-    manifest = report.manifest
-    click.echo(f"{report.folder}: {manifest.dataset} split {manifest.split}, {len(manifest.classes)} classes")
-    console.print(summary(report))
-    for line in closing_lines(report) if report.new else ():
+    for line in _waiting(dataset, settings):
         click.echo(line)
-    click.echo("train on them with: stmul train")
+    with stoppable(), build_display(console) as watch:
+        if share is None:
+            report = build(dataset, settings, settings.out, watch, rebuild=rebuild)
+        else:
+            part = build_part(dataset, settings, settings.out, share, watch, rebuild=rebuild)
+    if share is None:
+        _tell(report, settings, console)
+    else:
+        for line in part_lines(part, share):
+            click.echo(line)
+
+
+@preprocess.command("merge")
+@dataset_options
+@shards_options
+@known_errors
+def merge_parts(config: str | None, **options: Any) -> None:
+    """Put the shards together that parts have built: indexes and manifest. Nothing is computed.
+
+    The options are those that the parts were built with, without --part. What is missing is said, and of which part.
+
+    \b
+    stmul preprocess merge --root /nfs/UCF101 --out /nfs/data
+    """
+    from rich.console import Console
+
+    from preprocess.parts import merge
+
+    console = Console()
+    settings, choice = _chosen(config, gathered(**options))
+    dataset = _read(settings, choice, console)
+    with stoppable():
+        report = merge(dataset, settings, settings.out)
+    _tell(report, settings, console)
 
 
 @preprocess.command()
@@ -225,6 +259,41 @@ def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
     for note in notes:
         click.echo(f"note: {note}")
     return dataset
+
+
+def _waiting(dataset: Dataset, settings: Preprocess) -> Iterator[str]:
+    """What builds with other settings left; it is never removed unasked."""
+    from preprocess.estimate import bytes_in_words
+    from preprocess.standing import made_of
+    from preprocess.workplace import waiting_elsewhere
+
+    for one in waiting_elsewhere(settings.out, dataset.name, made_of(dataset, settings)["record"]):
+        yield (
+            f"note: {one.location} holds {bytes_in_words(one.bytes)} in {one.files:,} files of a build that was not"
+            f" finished, with other settings ({'; '.join(one.differences)}); such a build would go on from them."
+            f" If none will: {one.command}"
+        )
+
+
+def _tell(report: BuildReport, settings: Preprocess, console: Any) -> None:
+    """Prints what a build did, and keeps its settings beside the shards."""
+    from configs import dump
+    from preprocess.config import PreprocessConfig
+    from preprocess.display import closing_lines, summary
+    from preprocess.places import place_at
+    from shards.stores.connect import is_url
+
+    if report.new:
+        place_at(report.location).write("settings.yaml", dump(PreprocessConfig(preprocess=settings)).encode())
+    else:
+        click.echo(f"{report.location}: complete, and made with these settings; nothing to do")
+    manifest = report.manifest
+    click.echo(f"{report.location}: {manifest.dataset} split {manifest.split}, {len(manifest.classes)} classes")
+    console.print(summary(report))
+    for line in closing_lines(report) if report.new else ():
+        click.echo(line)
+    there = f" --set data.shards={report.location}" if is_url(report.location) else ""
+    click.echo(f"train on them with: stmul train{there}")
 
 
 @contextmanager

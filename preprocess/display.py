@@ -17,6 +17,8 @@ from preprocess.build import FAILURES, BuildReport, Progress
 from preprocess.estimate import Estimate, bytes_in_words, in_words
 from preprocess.links import shared_bytes
 from preprocess.listing import PARTS
+from preprocess.parts import PartReport
+from preprocess.workplace import Share
 from shards.stores.connect import is_url
 
 Watch = Callable[[Progress], None]
@@ -96,6 +98,19 @@ def closing_lines(report: BuildReport) -> Iterator[str]:
         yield f"  {report.failures[0].reason}"
     for part, name in report.without_records:
         yield f"warning: no video of class {name} is left in {part}"
+
+
+def part_lines(report: PartReport, share: Share) -> Iterator[str]:
+    """What there is to say about a part that was built."""
+    how = ", ".join(f"{count:,} {word}" for word, count in sorted(report.how.items()) if count)
+    yield (
+        f"part {share}: {report.shards:,} of {report.of_shards:,} shards stand in {report.location}; "
+        + (f"{sum(report.how.values()):,} records ({how}) in {in_words(report.seconds)}" if how else "nothing to do")
+    )
+    if report.failures:
+        yield f"{len(report.failures):,} videos could not be used; the first:"
+        yield f"  {report.failures[0].reason}"
+    yield "when all parts are done: stmul preprocess merge, with the same options but --part"
 
 
 class _Pace:

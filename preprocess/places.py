@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -27,6 +28,7 @@ from shards.whole import sync_folder, unwritable, whole
 
 PARTIAL = ".partial"
 DESK = ".packing-"
+AT_ONCE = 16  # requests to a bucket
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,10 @@ class Place(Protocol):
 
     def names(self, below: str = "") -> list[str]:
         """All files, or those in the folder `below`, sorted; with the folder in their names."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of all files, by their names."""
         ...
 
     def remove(self, names: Iterable[str]) -> None:
@@ -125,6 +131,10 @@ class FolderPlace:
             inside[:] = [name for name in inside if not name.startswith(DESK)]
             found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in names]
         return sorted(name for name in found if not name.endswith(PARTIAL))
+
+    def sizes(self) -> dict[str, int]:
+        stamps = {name: self.stamp(name) for name in self.names()}
+        return {name: stamp.size for name, stamp in stamps.items() if stamp is not None}
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
@@ -214,11 +224,15 @@ class BucketPlace:
         self._bucket().put(file, iter([data]))
 
     def names(self, below: str = "") -> list[str]:
-        return self._bucket().names(below)
+        return sorted(self._bucket().files(below))
+
+    def sizes(self) -> dict[str, int]:
+        return self._bucket().files()
 
     def remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._bucket().delete(name)
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for _ in threads.map(self._bucket().delete, names):
+                pass
 
     def below(self, folder: str) -> BucketPlace:
         return BucketPlace(f"{self._location}/{folder}")

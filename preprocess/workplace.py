@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,6 +41,12 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
+    @staticmethod
+    def parse(text: str) -> Share | None:
+        """What `preprocess.part` says; None where it is empty."""
+        number, _, of = text.partition("/")
+        return Share(number=int(number), of=int(of)) if text else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -54,12 +61,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """What lies in the folder of other settings."""
+    """What lies in the place of other settings."""
 
-    folder: Path
+    location: str
     files: int
     bytes: int
-    differences: tuple[str, ...]  # `flow.method: 'dis' there, 'tvl1' now` each
+    differences: tuple[str, ...]  # `flow.method: 'dis' then, 'tvl1' now` each
+    command: str  # that would remove it
 
 
 @contextmanager
@@ -127,24 +135,31 @@ def finished_before(out: str | Path, dataset: str, record: Mapping[str, Any], vi
     return sum(stem_of(video) in stems for video in videos)
 
 
-def waiting_elsewhere(out: Path, dataset: str, record: Mapping[str, Any]) -> list[Waiting]:
-    """What builds of this data set with other settings left; builds with those settings would go on from it."""
-    ours, found = work_place(out, dataset, record), []
-    for how in sorted((out / WORK).glob(f"{dataset}-*/{HOW}")):
-        if isinstance(ours, FolderPlace) and how.parent == ours.root:
+def waiting_elsewhere(out: str | Path, dataset: str, record: Mapping[str, Any]) -> list[Waiting]:
+    """What builds of this data set with other settings left, and are not at: such builds would go on from it."""
+    ours, found = work_place(out, dataset, record).location, []
+    above = place_at(f"{out}/{WORK}" if is_url(str(out)) else Path(out) / WORK)
+    sizes: dict[str, list[int]] = {}
+    for name, size in above.sizes().items():
+        folder, _, file = name.partition("/")
+        if file and file != HOW and folder.startswith(f"{dataset}-"):
+            sizes.setdefault(folder, []).append(size)
+    for folder, those in sorted(sizes.items()):
+        place = above.below(folder)
+        if place.location == ours or (isinstance(place, FolderPlace) and _at_work(place.root)):
             continue
-        with suppress(OSError, ValueError):
-            sizes = [path.stat().st_size for path in how.parent.rglob("*") if path.is_file() and path != how]
-            then = json.loads(how.read_text(encoding="utf-8"))
-            if sizes:
-                found.append(
-                    Waiting(
-                        folder=how.parent,
-                        files=len(sizes),
-                        bytes=sum(sizes),
-                        differences=tuple(differences(then, record)),
-                    )
+        with suppress(ValueError):
+            then = json.loads(place.read(HOW) or b"{}")
+            remove = "aws s3 rm --recursive" if is_url(place.location) else "rm -r"
+            found.append(
+                Waiting(
+                    location=place.location,
+                    files=len(those),
+                    bytes=sum(those),
+                    differences=tuple(differences(then, record)),
+                    command=f"{remove} {shlex.quote(place.location)}",
                 )
+            )
     return found
 
 
@@ -211,6 +226,15 @@ def _alone(lock: IO[str], folder: Path) -> None:
         ) from None
     except OSError:
         return  # a file system without locks
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether somebody holds the lock of a place."""
+    try:
+        with _held(_lock_file(folder)):
+            return False
+    except (PreprocessError, OSError):
+        return True
 
 
 def _plan_file(folder: Path) -> Path:

@@ -125,12 +125,14 @@ class Bucket:
 
         self._asked(name, lambda client: obstore.put(client, name, data))
 
-    def names(self, below: str = "") -> list[str]:
-        """All files, or those in the folder `below`, sorted. Raises UnreachableError where they may not be listed."""
+    def files(self, below: str = "") -> dict[str, int]:
+        """The bytes of all files, or of those in the folder `below`, by name. Raises UnreachableError."""
         import obstore
 
-        def ask(client: Client) -> list[str]:
-            return sorted(str(one["path"]) for batch in obstore.list(client, prefix=below or None) for one in batch)
+        def ask(client: Client) -> dict[str, int]:
+            return {
+                str(one["path"]): one["size"] for batch in obstore.list(client, prefix=below or None) for one in batch
+            }
 
         return self._asked(below, ask)
 

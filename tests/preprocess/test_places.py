@@ -54,6 +54,7 @@ def test_what_is_written_is_read_named_and_removed(place):
     place.write("ab/one.record", b"one")
     place.write("split1/two.packed", b"")
     assert place.names() == ["ab/one.record", "split1/two.packed"]
+    assert place.sizes() == {"ab/one.record": 3, "split1/two.packed": 0}
     assert place.names("split1") == ["split1/two.packed"]
     assert place.names("spl") == []
     assert place.read("ab/one.record") == b"one"
@@ -131,7 +132,7 @@ def test_what_killed_writers_left_goes_with_their_mark_and_nothing_else(tmp_path
     ]
     place_at(tmp_path).write("split1/kept", b"")
     place_at(tmp_path).tidy()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "split1"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["ab", "kept", "split1"]
 
 
 def test_a_folder_that_has_vanished_is_said_and_not_made_anew(tmp_path):
