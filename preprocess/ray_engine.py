@@ -21,7 +21,7 @@ from typing import Any
 
 from preprocess.engines import ATTEMPTS, DEATHS, Died, Result, Task
 from preprocess.errors import PreprocessError
-from preprocess.ray_node import Answer, Terms, code_here
+from preprocess.ray_node import Answer, Terms, code_here, videos_of
 from shards.errors import ShardError
 
 AHEAD = 2  # tasks handed over for each that can run: a worker need not wait for this machine to hear of its result
@@ -39,17 +39,20 @@ def ray_tasks(
     tasks: Sequence[Task],
     workers: int,
     *,
+    at_most: int | None = None,
     gpus: float = 0.0,
     shared: Sequence[Path] = (),
 ) -> Generator[tuple[int, Result | Died], None, None]:
     """Results from a Ray cluster: the one that RAY_ADDRESS names, or that was started on this machine.
 
-    At most `workers` tasks run at a time; 0: as many as the cluster has CPUs, also those that join later. Each takes
-    `gpus` of a GPU. All nodes must see the folders `shared`. Closing the iterator stops the tasks.
+    `workers` tasks run at a time, or rather `at_most` where it is given; 0: as many as the cluster has CPUs, also those
+    that join later. Each takes `gpus` of a GPU. All nodes must see the folders `shared`. Closing the iterator ends all.
     Raises PreprocessError where there is no such cluster, or a node has other code or does not see a folder or video.
     """
+    workers = workers if at_most is None else at_most
+    relative = any(not path.is_absolute() for path in (*shared, *videos_of(tuple(tasks[:1]))))
     with _connected() as ray, _seen(shared) as seen:
-        crew = _Crew(ray, start, Terms(code=code_here(), seen=seen), gpus)
+        crew = _Crew(ray, start, Terms(code=code_here(), seen=seen, folder=Path.cwd() if relative else None), gpus)
         todo, known, deaths = deque(range(len(tasks))), len(tasks), 0
         deaths_of, losses_of, blind = Counter[int](), Counter[int](), set[int]()
         try:
@@ -65,7 +68,7 @@ def ray_tasks(
                         if losses_of[position] < LOSSES:
                             todo.appendleft(position)
                             continue
-                        result = Died(f"lost with its node, or for its memory, {LOSSES} times")
+                        result = Died("lost again and again, with its node or for its memory")
                     elif isinstance(answer, Died):
                         deaths_of[position] += 1
                         deaths += 1

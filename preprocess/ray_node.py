@@ -5,6 +5,7 @@ Nothing here needs Ray. What comes pickled comes from `ray_engine.py`, over the 
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import time
@@ -37,6 +38,7 @@ class Terms:
 
     code: Mapping[str, str]  # see `code_here`
     seen: tuple[Path, ...]  # files in the folders that all share
+    folder: Path | None = None  # that paths are relative to, if any are
 
 
 @cache
@@ -93,6 +95,14 @@ def _unfit(terms: bytes) -> str:
             f"has other code than the machine where the build was started ({'; '.join(wrong)}); its records could have"
             " other bytes. Install the same there, and start its Ray anew"
         )
+    if asked.folder is not None:
+        try:
+            os.chdir(asked.folder)
+        except OSError as error:
+            return (
+                f"cannot go to {asked.folder}, where the build was started ({error.strerror}): name --root and --out by"
+                " their full paths"
+            )
     end = time.monotonic() + PATIENCE_S
     for path in asked.seen:
         while not path.exists():

@@ -5,7 +5,9 @@ The cluster is two nodes on this machine. A node on which something is otherwise
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -269,3 +271,59 @@ def test_a_node_without_the_folder_the_videos_or_the_code_is_named(nodes, tmp_pa
     assert "has other code than" in said(["1"] * 20, evaluate, sitecustomize=other)
     (tmp_path / "v.avi").unlink()  # here, too: not a matter of nodes
     assert dict(ray_tasks(lengths, [task] * 3, 0)) == {0: 5, 1: 5, 2: 5}
+
+
+# A build on it
+
+
+def command(root: Path, *options: str) -> list[str]:
+    sets = ["preprocess.rgb.short_side=96", "preprocess.per_shard=3", "preprocess.flow.backend=opencv"]
+    words = [sys.executable, "-m", "stmul", "preprocess", "shards", "--root", str(root), "--flow", "tvl1", *options]
+    return [*words, *(word for one in sets for word in ("--set", one))]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "settings.yaml"}
+
+
+def finished(out: Path) -> int:
+    """How many records and shards lie there."""
+    return len([path for path in out.rglob("*") if path.suffix in {".record", ".tar"}])
+
+
+def until(what: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_build_on_a_cluster_that_loses_a_node_is_the_build_of_one_machine(nodes, tmp_path, video_folders):
+    root = video_folders(tmp_path / "small", train=5, frames=14, width=128, height=96)
+    subprocess.run(command(root, "--out", "alone", "--workers", "2"), cwd=tmp_path, check=True)
+    alone = files(tmp_path / "alone/small/split1")
+    assert len(alone) > 5
+    node = nodes.add()
+    words = command(Path("small"), "--out", "data", "--engine", "ray")  # relative to where the command runs
+
+    stopped = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    until(lambda: stopped.poll() is not None or finished(tmp_path / "data"))
+    stopped.send_signal(signal.SIGINT)
+    said = stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 130
+    assert "the same command goes on" in said
+    assert not (tmp_path / "data/small/split1/manifest.json").exists()
+    assert not list((tmp_path / "data").glob(".seen*"))
+    assert not list((tmp_path / "data").rglob("*.partial"))
+
+    before = finished(tmp_path / "data")
+    robbed = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    until(lambda: robbed.poll() is not None or finished(tmp_path / "data") > before)
+    assert robbed.poll() is None
+    nodes.kill(node)
+    robbed.communicate(timeout=300)
+    assert robbed.returncode == 0
+    assert files(tmp_path / "data/small/split1") == alone
+    assert not (tmp_path / "data/.work").exists()
