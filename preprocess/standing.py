@@ -86,6 +86,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Of another flow method the parameters are left out.
     """
+    if isinstance(steps := before.get("steps"), list) and "steps" not in now:  # as shards.provenance notes them
+        done = dict.fromkeys(str(step.get("did")) for step in steps if isinstance(step, Mapping))
+        return [f"they were made of other shards: {', '.join(done)}"]
     then, asked = dict(_leaves(before)), dict(_leaves(now))
     keys = [*asked, *(key for key in then if key not in asked)]
     both = {key: [side.get(key, UNSAID.get(key, "nothing")) for side in (then, asked)] for key in keys}
