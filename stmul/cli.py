@@ -77,8 +77,9 @@ def _on(config: Config, shards: str) -> Config:
 @click.command()
 @settings_options
 @click.option("--fresh", is_flag=True, help="Begin anew even if a stopped run could go on.")
+@click.option("--profile", "profiled", is_flag=True, help="Trace some steps of each stage; say where the time goes.")
 @known_errors
-def train(cfg: str | None, fresh: bool, **options: Any) -> None:
+def train(cfg: str | None, fresh: bool, profiled: bool, **options: Any) -> None:
     """Train on shards, stage by stage; a stopped training goes on where it was.
 
     \b
@@ -100,10 +101,10 @@ def train(cfg: str | None, fresh: bool, **options: Any) -> None:
         say(f"shards    {split.location}")
         named = f"{manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes"
         say(f"data set  {named}, clips: {clips}")
-        _train(config, split, name=Path(cfg or manifest.dataset).stem, fresh=fresh)
+        _train(config, split, name=Path(cfg or manifest.dataset).stem, fresh=fresh, profiled=profiled)
 
 
-def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
+def _train(config: Config, split: Split, *, name: str, fresh: bool, profiled: bool) -> None:
     from rich.console import Console
 
     from stmul.display import training_display
@@ -134,6 +135,7 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool) -> None:
             stop=stop,
             say=say,
             ranks=ranks,
+            profiled=profiled,
         )
     if not done:
         say("stopped; run the same command to go on")

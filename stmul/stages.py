@@ -21,6 +21,7 @@ from stmul.distributed import ALONE, Ranks
 from stmul.errors import RunError, TrainingError
 from stmul.evaluate import Networks
 from stmul.network import TwoStream, join, single
+from stmul.profiling import Profile, unmeasured, watched
 from stmul.resnet import Stream
 from stmul.runs import STAGES, About, Run, checkpoint_path, new_run, unfinished
 from stmul.snapshot import Origin
@@ -145,8 +146,12 @@ def train_stages(
     say: Callable[[str], None],
     stop: Callable[[], bool],
     ranks: Ranks = ALONE,
+    profiled: bool = False,
 ) -> bool:
-    """Trains every stage to its end and marks the run as done. False where `stop()` ended it early: run it again."""
+    """Trains every stage to its end and marks the run as done. False where `stop()` ended it early: run it again.
+
+    `profiled` writes a trace of some steps of each stage into the run's folder, and says where their time goes.
+    """
     config = with_threads(as_possible(config, "train", device, say), ranks)
     states = dict(start.states)
     classes = len(split.manifest.classes)
@@ -157,9 +162,23 @@ def train_stages(
                 layer.p = dropout
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)
-        if not train_stage(
-            stage, network, config, split, run, device=device, watch=watch, log=log, stop=stop, ranks=ranks
-        ):
+        profile = Profile(run.folder / f"profile-{stage}.json.gz", device, say) if profiled and ranks.first else None
+        done = train_stage(
+            stage,
+            network,
+            config,
+            split,
+            run,
+            device=device,
+            watch=watch if profile is None else watched(watch, profile),
+            log=log,
+            stop=stop,
+            ranks=ranks,
+            section=profile.section if profile is not None else unmeasured,
+        )
+        if profile is not None:
+            profile.finish()
+        if not done:
             return False
         states[stage] = {name: value.cpu() for name, value in network.state_dict().items()}
     if ranks.first:

@@ -30,6 +30,7 @@ from stmul.errors import TrainingError
 from stmul.loading import Batch, batch_stream, merged
 from stmul.memory import groups_at_once
 from stmul.network import TwoStream
+from stmul.profiling import Section, unmeasured
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
 
@@ -56,6 +57,7 @@ def step(
     clip_norm: float,
     precision: str = "float32",
     ranks: Ranks = ALONE,
+    section: Section = unmeasured,
 ) -> tuple[Tensor, Tensor, int]:
     """One update from the sub-batches of `clips` clips: the summed loss and right answers before it, of how many clips.
 
@@ -68,21 +70,24 @@ def step(
     for batch, last in _with_last(batches):
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
         with ranks.summing(network, last):
-            with sub_batches(network, batch.groups, batch.valid), autocast(batch.labels_B.device, precision):
-                heads = scores(network, batch)
-            labels_B = batch.labels_B
-            if not all(batch.valid):
-                kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
-                heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
-            loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
-            (loss / clips * ranks.world).backward()  # type: ignore[no-untyped-call]
+            with section("forward"):
+                with sub_batches(network, batch.groups, batch.valid), autocast(batch.labels_B.device, precision):
+                    heads = scores(network, batch)
+                labels_B = batch.labels_B
+                if not all(batch.valid):
+                    kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
+                    heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
+                loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
+            with section("backward"):
+                (loss / clips * ranks.world).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         valid += len(labels_B)
         right.append((torch.stack(heads).mean(0).argmax(1) == labels_B).sum())
-    if clip_norm:
-        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-    optimizer.step()
-    commit_moments(network, moments_rate, ranks.summed(collected_moments(network)))
+    with section("optimiser"):
+        if clip_norm:
+            nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        optimizer.step()
+        commit_moments(network, moments_rate, ranks.summed(collected_moments(network)))
     return torch.stack(losses).sum(), torch.stack(right).sum(), valid
 
 
@@ -141,6 +146,7 @@ def train_stage(
     log: Callable[[dict[str, Any]], None],
     stop: Callable[[], bool],
     ranks: Ranks = ALONE,
+    section: Section = unmeasured,
 ) -> bool:
     """Trains `network` in place to the end of `stage`, from the stage's newest checkpoint if there is one.
 
@@ -175,7 +181,7 @@ def train_stage(
                 group["lr"] = learning_rate * group["scale"]
             begin = time.perf_counter()
             waits: list[float] = []
-            batches = (make() for make in timed(stream.step(), waits))
+            batches = made(timed(stream.step(), waits, section), section)
             with compiling("train.compile"), together(ranks):
                 loss, right, valid = step(
                     parallel,
@@ -187,6 +193,7 @@ def train_stage(
                     clip_norm=config.train.clip_norm,
                     precision=config.train.precision,
                     ranks=ranks,
+                    section=section,
                 )
             mine = torch.tensor([float(loss), float(right), valid, stop()], dtype=torch.float64)
             summed, correct, counted, stops = ranks.summed(mine).tolist()
@@ -212,16 +219,24 @@ def train_stage(
     return True
 
 
-def timed(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:
-    """The same items; the seconds that each was waited for are added to `waits`."""
+def timed(items: Iterator[T], waits: list[float], section: Section = unmeasured) -> Iterator[T]:
+    """The same items; the seconds that each was waited for are added to `waits`, and belong to the section `data`."""
     while True:
         begin = time.perf_counter()
-        try:
-            item = next(items)
-        except StopIteration:
+        with section("data"):
+            item = next(items, None)
+        if item is None:
             return
         waits.append(time.perf_counter() - begin)
         yield item
+
+
+def made(makers: Iterator[Callable[[], Batch]], section: Section) -> Iterator[Batch]:
+    """What each makes; on a GPU moving, cropping and resizing, which belong to the section `transfer`."""
+    for make in makers:
+        with section("transfer"):
+            batch = make()
+        yield batch
 
 
 def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
