@@ -76,6 +76,8 @@ class Announcement:
         amount = f"{estimate.videos:,} videos, about {estimate.frames:,} frames of {estimate.width}x{estimate.height}"
         share, halved = self.what.share_made, self.settings.flow.scale != 1.0
         took = f"about {in_words(estimate.seconds * share)} with {_counted(self.workers, 'process')}"
+        if not share:
+            return f"{amount}; nothing is computed"
         if self.workers > 1:
             took += f", {in_words(estimate.core_seconds * share)} with one"
         if estimate.pairs_per_s:

@@ -117,16 +117,18 @@ class _Pace:
     """Rate, time left and disk to come, from what was really made; records found finished cost no time."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, deque[tuple[float, int]]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
-        self._last: dict[str, Progress] = {}
+        self._seen: deque[tuple[float, int]] = deque(maxlen=REMEMBERED)
+        self._videos = Progress(stage="videos", done=0, total=0)  # the last
+        self._weighed = 0  # records whose bytes are known
 
     def words(self, progress: Progress) -> str:
         """What is said beside the bar of its stage."""
-        self._last[progress.stage] = progress
-        if progress.stage == "shards":
-            return self._of_shards(progress)
-        left = progress.total - progress.done
-        rate = self._rate(progress)
+        return self._of_shards(progress) if progress.stage == "shards" else self._of_videos(progress)
+
+    def _of_videos(self, progress: Progress) -> str:
+        if progress.bytes > self._videos.bytes:
+            self._weighed += progress.done - self._videos.done
+        self._videos, left, rate = progress, progress.total - progress.done, self._rate(progress)
         words = []
         if rate:
             words.append(f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
@@ -136,18 +138,18 @@ class _Pace:
 
     def _rate(self, progress: Progress) -> float:
         """Records a second; 0 unknown."""
-        seen = self._seen[progress.stage]
-        seen.append((time.monotonic(), progress.done - progress.kept))
-        (start, before), (now, worked) = seen[0], seen[-1]
+        self._seen.append((time.monotonic(), progress.done - progress.kept))
+        (start, before), (now, worked) = self._seen[0], self._seen[-1]
         return (worked - before) / (now - start) if worked > before and now > start else 0.0
 
     def _of_shards(self, progress: Progress) -> str:
-        left = progress.total - progress.done
+        left, come = progress.total - progress.done, 0.0
+        if left and self._weighed > 0:
+            come = self._videos.bytes / self._weighed * self._videos.total - progress.bytes
+        elif left and progress.done:
+            come = progress.bytes / progress.done * left
         words = [bytes_in_words(progress.bytes) if progress.bytes else ""]
-        if left and progress.done:
-            words.append(f"about {bytes_in_words(progress.bytes / progress.done * left)} to come")
-        elif left and (videos := self._last.get("videos")) and videos.bytes and videos.done:
-            words.append(f"about {bytes_in_words(videos.bytes / videos.done * videos.total)} to come")
+        words.append(f"about {bytes_in_words(come)} to come" if come > 0 else "")
         words.append(progress.shard)
         return "  ".join(filter(None, words))
 

@@ -8,20 +8,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from preprocess.config import Preprocess
+import av
+
+from preprocess.config import Flow, Preprocess
 from preprocess.errors import VideoError
 from preprocess.extracted import record_from_frames
-from preprocess.flow import compute, estimate, gray_of, one_thread
+from preprocess.flow import compute, estimate, gpus, gray_of, one_thread, seen
+from preprocess.flow_methods import Picture
 from preprocess.listing import Dataset, Video
 from preprocess.plan import PlannedShard
-from preprocess.record import flow_jpegs, how_made, rgb_jpeg
+from preprocess.record import flow_jpegs, rgb_jpeg
 from preprocess.video import opened, stored_frames
 from shards.format import key_of
 from shards.index import head_size
 
 TRIED = 12  # videos, spread evenly over the list
 FRAMES = 4  # of each
-COUNTED = 100  # videos whose headers say how many frames they have
+MEASURED_S = 4.0  # how long pairs of them may take
+COUNTED = 100  # videos whose frames are counted, undecoded
+COUNTED_S = 4.0  # how long that may take
 RECORD_BYTES = 4 * (512 + 256) + 600  # of a record in a shard without frames: tar headers, padding, how it was made
 FRAME_BYTES = 24  # of each frame's places and checksums, once in the record and once in the index
 
@@ -73,6 +78,7 @@ class Trial:
     size: tuple[int, int]
     frame_s: float  # decoding, resizing and compressing, without flow
     frame_bytes: float  # RGB and flow
+    pair: tuple[Picture, Picture] | None = None  # two frames, one behind the other
 
 
 def estimate_build(
@@ -90,19 +96,19 @@ def estimate_build(
         return None
     width, height = sorted((trial.size for trial in trials), key=lambda size: size[0] * size[1])[len(trials) // 2]
     extracted = any(video.flow_path for video in videos)
-    pair_s = 0.0 if extracted else estimate(settings.flow.method, width, height, 1, settings.flow.parameters)
+    on_gpus = 0 if extracted else gpus(settings.flow)
+    pair_s = 0.0 if extracted else _pair_seconds(trials, settings.flow, width, height)
     frame_s, frame_bytes = _mean(trial.frame_s for trial in trials), _mean(trial.frame_bytes for trial in trials)
     per_video = _mean(trial.frames for trial in trials) if extracted else _frames_per_video(videos, trials)
     frames, busy = per_video * len(videos), max(min(workers, len(videos)), 1)
-    gpus = 0 if extracted else _gpus(settings)
     return Estimate(
         parts={part: _of_part(planned[part], keys[part], per_video, frame_bytes) for part in dataset.parts},
         width=width,
         height=height,
         pairs_per_s=1 / pair_s if pair_s else 0.0,
-        on_gpu=gpus > 0,
+        on_gpu=on_gpus > 0,
         core_seconds=frames * (pair_s + frame_s),
-        seconds=frames * (pair_s / (min(gpus, busy) or busy) + frame_s / busy),  # one process keeps a GPU busy
+        seconds=frames * (pair_s / (min(on_gpus, busy) or busy) + frame_s / busy),  # one process keeps a GPU busy
     )
 
 
@@ -112,13 +118,27 @@ def index_bytes(keys: Iterable[str], frames: float) -> int:
     return head_size(len(names), sum(names)) + round(FRAME_BYTES * frames) - 16 * len(names)
 
 
-def _gpus(settings: Preprocess) -> int:
-    """How many GPUs will compute flow; 0: none."""
-    if " on cuda" not in how_made(settings)["flow_library"]:
-        return 0
-    import torch  # only those who have it need it
+def _pair_seconds(trials: Sequence[Trial], flow: Flow, width: int, height: int) -> float:
+    """Seconds that one process takes for a pair of this size, on frames of the videos: some methods stop early.
 
-    return torch.cuda.device_count()
+    On a GPU, which takes many pairs at once, drawn frames do.
+    """
+    pairs = [trial.pair for trial in trials if trial.pair is not None]
+    method, backend = flow.method, flow.backend
+    if gpus(flow) or not pairs:
+        return estimate(method, width, height, 1, flow.parameters, backend=backend, weights=flow.weights)
+    taken, pixels, spent = 0.0, 0, 0.0
+    for number, pair in enumerate([pairs[0], *pairs]):  # the first is for what is compiled or loaded then
+        start = time.perf_counter()
+        list(
+            compute(method, (seen(method, one) for one in pair), flow.parameters, backend=backend, weights=flow.weights)
+        )
+        last = time.perf_counter() - start
+        if number:
+            taken, pixels = taken + last, pixels + pair[0].shape[0] * pair[0].shape[1]
+            if (spent := spent + last) + last > MEASURED_S:
+                break
+    return taken / pixels * width * height
 
 
 def _of_part(shards: Sequence[PlannedShard], keys: set[str], per_video: float, frame_bytes: float) -> PartEstimate:
@@ -137,11 +157,13 @@ def _spread(videos: Sequence[Video], most: int) -> Sequence[Video]:
 
 
 def _frames_per_video(videos: Sequence[Video], trials: Sequence[Trial]) -> float:
-    """By the headers of many videos, for their lengths differ more than anything else."""
-    counts = []
+    """By the packets in many videos: their lengths differ more than anything else, and headers are often wrong."""
+    counts, end = list[int](), time.perf_counter() + COUNTED_S
     for video in _spread(videos, COUNTED):
-        with suppress(VideoError), opened(video.path) as film:
-            counts.append(film.header_frames)
+        with suppress(VideoError, av.FFmpegError), opened(video.path) as film:
+            counts.append(sum(packet.size > 0 for packet in film.container.demux(film.stream)))
+        if time.perf_counter() > end:
+            break
     return _mean(filter(None, counts)) or _mean(trial.frames for trial in trials)
 
 
@@ -164,6 +186,7 @@ def _trial(video: Video, settings: Preprocess) -> Trial:
             size=(width, height),
             frame_s=taken / len(pictures),
             frame_bytes=sum(rgb) / len(rgb) + (2 * sum(flow) / len(flow) if flow else 0),
+            pair=(pictures[-2], pictures[-1]) if len(pictures) > 1 else None,
         )
 
 

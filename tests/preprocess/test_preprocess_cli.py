@@ -223,7 +223,7 @@ def test_broken_videos_are_told_at_the_end(elsewhere, video_folders):
     ("arguments", "code", "message"),
     [
         (["--root", "nowhere"], 1, "nowhere: no such folder"),
-        (["--flow", "tvl2"], 2, "expected 'tvl1', 'dis' or 'farneback', found 'tvl2'"),
+        (["--flow", "tvl2"], 2, "expected 'tvl1', 'dis', 'farneback' or 'raft', found 'tvl2'"),
         (["--set", "preprocess.flow.metod=dis"], 2, "no such setting; did you mean preprocess.flow.method?"),
         (["--set", "preprocess.flow.parameters={lamda: 1}"], 2, "did you mean lambda?"),
         (["--set", "preprocess.rgb.short_side=8"], 2, "greater than or equal to 16, found 8"),
@@ -302,15 +302,21 @@ def test_time_left_is_reckoned_from_what_was_really_made(monkeypatch):
     assert words == "6.0/min  7 min left  2 failed"
 
 
-def test_disk_to_come_is_reckoned_from_records_and_then_from_shards():
+def test_disk_to_come_is_reckoned_from_the_records_there_are():
     pace = _Pace()
     assert pace.words(Progress(stage="shards", done=0, total=4)) == ""
-    pace.words(Progress(stage="videos", done=10, total=100, bytes=20_000_000, shard="train-000000.tar"))
+    pace.words(Progress(stage="videos", done=40, total=100, kept=40))  # in shards that were packed before
+    pace.words(Progress(stage="videos", done=50, total=100, kept=40, bytes=20_000_000, shard="train-000000.tar"))
     assert pace.words(Progress(stage="shards", done=0, total=4)) == "about 200 MB to come"
     words = pace.words(Progress(stage="shards", done=1, total=4, bytes=60_000_000, shard="train-000000.tar"))
-    assert words == "60 MB  about 180 MB to come  train-000000.tar"
+    assert words == "60 MB  about 140 MB to come  train-000000.tar"
     words = pace.words(Progress(stage="shards", done=4, total=4, bytes=220_000_000, shard="test-000000.tar"))
     assert words == "220 MB  test-000000.tar"
+
+
+def test_of_extracted_frames_disk_to_come_is_reckoned_from_shards():
+    words = _Pace().words(Progress(stage="shards", done=1, total=4, bytes=60_000_000, shard="train-000000.tar"))
+    assert words == "60 MB  about 180 MB to come  train-000000.tar"
 
 
 def test_a_terminal_gets_a_bar_for_each_stage():
