@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -75,7 +76,12 @@ class Tally:
         self._done["videos"] -= records
 
     def failed(self, failure: Failure, *, video: bool = True) -> None:
-        """Notes the failure. Raises PreprocessError where there are more than are put up with."""
+        """Notes the failure. Raises PreprocessError where there are more than are put up with, or the video is gone."""
+        if not os.path.lexists(failure.path):
+            raise PreprocessError(
+                f"{failure.path}: was there when the build began, and is gone; was a disk unmounted, or a folder moved?"
+                " Put it back and run the same command again: what is finished is kept"
+            )
         self._done["videos"] += video
         self.failures = sorted([*self.failures, failure], key=lambda one: (one.part, one.name))
         write_failures(self._place, self._file, self.failures)
