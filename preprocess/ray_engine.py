@@ -39,17 +39,15 @@ def ray_tasks(
     tasks: Sequence[Task],
     workers: int,
     *,
-    at_most: int | None = None,
     gpus: float = 0.0,
     shared: Sequence[Path] = (),
 ) -> Generator[tuple[int, Result | Died], None, None]:
     """Results from a Ray cluster: the one that RAY_ADDRESS names, or that was started on this machine.
 
-    `workers` tasks run at a time, or rather `at_most` where it is given; 0: as many as the cluster has CPUs, also those
-    that join later. Each takes `gpus` of a GPU. All nodes must see the folders `shared`. Closing the iterator ends all.
+    At most `workers` tasks run at a time; 0: as many as the cluster has CPUs, also those that join later. Each takes
+    `gpus` of a GPU. All nodes must see the folders `shared`. Closing the iterator stops the tasks.
     Raises PreprocessError where there is no such cluster, or a node has other code or does not see a folder or video.
     """
-    workers = workers if at_most is None else at_most
     relative = any(not path.is_absolute() for path in (*shared, *videos_of(tuple(tasks[:1]))))
     with _connected() as ray, _seen(shared) as seen:
         crew = _Crew(ray, start, Terms(code=code_here(), seen=seen, folder=Path.cwd() if relative else None), gpus)
