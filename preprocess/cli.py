@@ -17,6 +17,7 @@ import click
 from configs import SettingsError
 from configs.cli_errors import one_line
 from preprocess.errors import PreprocessError
+from preprocess.inspect_cli import inspect
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def preprocess() -> None:
     \b
     stmul preprocess shards --dataset drawn
     """
+
+
+preprocess.add_command(inspect)
 
 
 def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
