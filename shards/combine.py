@@ -84,7 +84,7 @@ def append(recipe: Recipe, progress: Progress | None = None) -> Manifest:
             if parse_manifest((folder / NAME).read_bytes(), str(folder / NAME)) != old:
                 raise ShardError(f"{folder}: was changed while this command read it; run it again")
             if not recipe.pieces:  # an append was killed when all was done but this
-                _clean(folder, old)
+                clear(waiting)
                 return old
             _fetch_back(recipe, folder, waiting)
             _begin(waiting, recipe)
@@ -100,7 +100,7 @@ def append(recipe: Recipe, progress: Progress | None = None) -> Manifest:
                 (waiting / name).replace(folder / name)
             sync_folder(folder)
             write_manifest(folder / NAME, manifest)
-            _clean(folder, manifest)
+            _clean(folder, old, manifest)
     except OSError as error:
         raise unwritable(folder, error) from error
     return manifest
@@ -290,10 +290,14 @@ def _manifest(recipe: Recipe, parts: dict[str, Part]) -> Manifest:
     )
 
 
-def _clean(folder: Path, manifest: Manifest) -> None:
-    """Takes away what an append leaves: indexes that the manifest does not name, the folder where shards waited."""
-    for part, said in manifest.parts.items():
+def _clean(folder: Path, old: Manifest, new: Manifest) -> None:
+    """Takes away what an append leaves: the folder where shards waited, and indexes that neither manifest names.
+
+    Who opened the split before may come to need an index of the old one.
+    """
+    for part, said in new.parts.items():
+        kept = {said.index.name, *([old.parts[part].index.name] if part in old.parts else [])}
         for path in [folder / index_name(part), *folder.glob(f"{part}-{'[0-9a-f]' * 16}.index")]:
-            if path.name != said.index.name:
+            if path.name not in kept:
                 path.unlink(missing_ok=True)
     clear(folder / WAITING)

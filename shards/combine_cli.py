@@ -195,7 +195,8 @@ def _tell(recipe: Recipe, folder: Path) -> None:
 
 def _said(manifest: Manifest) -> str:
     counts = " + ".join(f"{part.records} {name}" for name, part in manifest.parts.items())
-    return f"{counts} records, {len(manifest.classes)} classes, digest {manifest.digest[:16]}"
+    classes = f"{len(manifest.classes)} {'class' if len(manifest.classes) == 1 else 'classes'}"
+    return f"{counts} records, {classes}, digest {manifest.digest[:16]}"
 
 
 def _open(stack: ExitStack, location: str) -> Split:
