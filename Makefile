@@ -9,7 +9,7 @@ setting = $(if $($(1)),--set "$(2)=$($(1))")
 said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network
+.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network bench-flow
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -89,3 +89,6 @@ bench-remote: .venv-bench/.installed  ## the same for streaming (SHARDS= ARGS="-
 
 bench-network: setup-dev  ## the same for the network: minutes on a CPU
 	$(BIN)/python -m tests.bench.network $(ARGS)
+
+bench-flow: .venv-bench/.installed  ## the same for optical flow (DATA=folder of videos ARGS="--out docs/benchmarks/NAME"): 20 minutes
+	@.venv-bench/bin/python -m tests.bench.flow $(if $(DATA),--data "$(DATA)",--drawn) $(ARGS)
