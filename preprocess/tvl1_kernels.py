@@ -20,6 +20,10 @@ BLOCKS = 1584  # of a launch, about; with more work a block takes several tiles,
 LIMIT = 1 << 40  # the sum of squared changes at which a pair ends, as a whole number
 AT_MOST = 1 << 41  # of one tile: so 2 million tiles add up to less than 2^63
 
+# One binary for all batches and sizes: another one might sum a tile in another order.
+SIZES = ("height", "width")
+STEP = ("u_old", "p_old", "u_new", "p_new", "running", "where", "error_now", "error_sum", "error_next")
+
 _LIMIT = tl.constexpr(LIMIT)
 _AT_MOST = tl.constexpr(float(AT_MOST))
 _FLAT = tl.constexpr(1.1920929e-07)  # of the squared gradient, as OpenCV has it
@@ -98,7 +102,7 @@ def _tiles_each(height: int, width: int, pairs: int) -> int:
     return max(1, min(_tiles(height, width) * pairs // BLOCKS, _tiles(height, width)))
 
 
-@triton.jit(do_not_specialize=["place", "each"])
+@triton.jit(do_not_specialize=["place", "each", *SIZES], do_not_specialize_on_alignment=["line", *STEP])
 def _step(
     u_old,
     p_old,
@@ -277,7 +281,7 @@ def _flow(u1, u2, gx, gy, rho_c, divergence1, divergence2, bound, theta):
     return u1 + along * gx + theta * divergence1, u2 + along * gy + theta * divergence2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["source", "target", "running", "error_now"])
 def _median(
     source,
     target,

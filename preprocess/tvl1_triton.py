@@ -45,13 +45,13 @@ def why_unusable(device: torch.device) -> str:
 
 
 def pairs_at_once(device: torch.device, height: int, width: int) -> int:
-    """How many pairs of pictures of this size fit the memory that is free now: 1 to 64. No result depends on it."""
+    """How many pairs of pictures of this size fit the memory that is free: 1, 2, 4 .. 64. No result depends on it."""
     if device.type != "cuda":
         return AT_ONCE
     free, _ = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fitting = int(SHARE * (free + reserved) / (4 * ARRAYS * height * width))
-    return max(1, min(AT_ONCE, fitting))
+    return min(AT_ONCE, 1 << max(fitting.bit_length() - 1, 0))
 
 
 def solve(unknowns: Unknowns, linearised: Linearised, parameters: Parameters) -> None:

@@ -36,6 +36,35 @@ for problem, blocks in problems.values():
 pickle.dump({name: unknowns for name, ((unknowns, *_), _) in problems.items()}, open(sys.argv[1], "wb"))
 """
 
+COMPILED = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from preprocess import tvl1_kernels
+from preprocess.tvl1_parameters import Parameters
+from preprocess.tvl1_triton import Turn, Workspace, _launch
+
+class AnH100ThatIsNotThere:
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+driver.set_active(AnH100ThatIsNotThere())
+binaries = {"_step": set(), "_median": set()}
+for name in binaries:
+    kernel = getattr(tvl1_kernels, name)
+    def run(*given, compiled=kernel.run, name=name, grid, warmup, **more):
+        binary = compiled(*given, grid=grid, warmup=True, **more)
+        binaries[name].add(id(binary))
+        assert "sm_90" in binary.asm["ptx"] and binary.metadata.shared <= 4096
+    kernel.run = run
+for pairs, height, width in ((1, 17, 31), (2, 256, 340), (64, 16, 16)):
+    here = Workspace(torch.device("cpu")).fields(pairs, height, width)
+    for turn in (Turn(), Turn(u=1, error=2)):
+        _launch(here, pairs, turn, Parameters(inner=2, epsilon=0.01 * (pairs > 1)))
+print({name: len(some) for name, some in binaries.items()})
+"""
+
 
 @pytest.fixture(scope="module")
 def problems() -> dict[str, Problem]:
@@ -189,6 +218,16 @@ def test_the_median_of_25_is_right_for_whatever_grows_along_rows_and_columns():
         grid = np.array([[column >= 5 - count for column in range(5)] for count in ones])
         low, middle, high = ([grid[i, s - i] for i in range(5) if 0 <= s - i < 5] for s in (3, 4, 5))
         assert sorted([max(low), sorted(middle)[2], min(high)])[1] == (grid.sum() >= 13)
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_an_h100_each_to_one_binary_for_all_sizes_and_batches():
+    """Another binary might sum a tile in another order. No GPU is needed to compile for one."""
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'_step': 1, '_median': 1}"
 
 
 def test_without_a_gpu_it_says_so():
