@@ -88,7 +88,7 @@ def test_an_append_killed_anywhere_leaves_the_old_split_or_the_new_one(
             break
     assert killed == sorted(killed, reverse=True)  # the old one up to a moment, the new one from then on
     assert killed.count(True) > 20 // stride
-    assert killed.count(False) > 3 // stride
+    assert killed.count(False) >= 3 // stride
 
 
 def test_an_append_killed_again_and_again_comes_to_its_end(victim: Run, sources: Path, tmp_path: Path) -> None:
