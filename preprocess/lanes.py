@@ -73,6 +73,29 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def value(typing: Any, array: Any, index: Any) -> Any:
+    """One number of an array."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return types.float32(array, types.intp), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """One number into an array."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def every(typing: Any, value: Any) -> Any:
     """One number in every lane."""
 

@@ -45,33 +45,29 @@ def _enlarged(flow: Floats, shape: tuple[int, ...], scale_step: float) -> Floats
 def _of_one_scale(first: Floats, second: Floats, flow: Floats, parameters: Parameters) -> Floats:
     """The dual variables begin at 0 with each scale, and go on from warp to warp."""
     height, width = first.shape
-    pitch = pitch_of(width)
+    pitch, unit = pitch_of(width), parameters.theta / parameters.tau  # pixels: see preprocess/tvl1_iterate.py
     state, other = np.zeros((2, (height + 2) * FIELDS * pitch), np.float32)
     line = np.zeros(height * LINES * pitch, np.float32)
-    inside = np.zeros(pitch, np.float32)
-    inside[MARGIN : MARGIN + width] = 1
-    _picture(state, height, width)[:] = flow
+    _picture(state, height, width)[:] = flow / np.float32(unit)
     planes = planes_of(second)
     for _ in range(parameters.warps):
-        linearise(first, planes, state, line)
+        linearise(first, planes, state, line, unit)
         swapped = solve(
             state,
             other,
             line,
-            inside,
             height,
             width,
             parameters.tau,
-            parameters.lambda_,
-            parameters.theta,
-            parameters.epsilon,
+            parameters.lambda_ * parameters.theta,
+            (parameters.epsilon / unit) ** 2 * height * width,
             parameters.inner,
             parameters.outer,
             parameters.median,
         )
         if swapped:
             state, other = other, state
-    return _picture(state, height, width).copy()
+    return _picture(state, height, width) * np.float32(unit)
 
 
 def _picture(state: Floats, height: int, width: int) -> Floats:

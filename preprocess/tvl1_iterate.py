@@ -3,7 +3,8 @@
 Rows lie one after the other. A row of `state` holds u1 u2 p11 p12 p21 p22, a row of `line` gx gy 1/grad rho_c, each
 `pitch` float32 long with the picture's first column at MARGIN. `state` begins with two rows of zeros: no p comes before
 the first row. What stands right of the picture is finite and never counts.
-Equations: preprocess/tvl1_eager.py, which says the same in whole pictures.
+Equations: preprocess/tvl1_eager.py, which says the same in whole pictures. Here lengths are in units of theta / tau
+pixels, which makes the step of the dual update 1: u, gx and gy are tau / theta times as great, rho_c its square.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.lanes import COUNT, Lanes, compiled, every, least, load, most, root, store, total
+from preprocess.lanes import COUNT, Lanes, compiled, every, least, load, most, put, root, store, total, value
 from preprocess.tvl1_median import filter_rows
 
 Floats = NDArray[np.float32]
@@ -33,25 +34,24 @@ def solve(
     state: Floats,
     other: Floats,
     line: Floats,
-    inside: Floats,
     height: int,
     width: int,
     tau: float,
-    lambda_: float,
-    theta: float,
-    epsilon: float,
+    bound: float,
+    limit: float,
     inner: int,
     outer: int,
     median: int,
 ) -> bool:
     """One warp from `state`; whether the result lies in `other` rather than there again.
 
-    Iterations are done AHEAD of the stop where it seems far, from one state into the other; where the stop lay among
-    them they are done again up to it. So the result is that of one after the other.
+    `bound`: of v - u, in gradients; `limit`: of an iteration's squared change of u, where the warp ends. Iterations are
+    done AHEAD of the stop where it seems far, from one state into the other; where the stop lay among them they are
+    done again up to it. So the result is that of one after the other.
     """
     pitch = pitch_of(width)
-    limit = np.float32(epsilon * epsilon * height * width)
-    step, bound = np.float32(tau / theta), np.float32(lambda_ * theta)
+    tail = np.zeros(COUNT, np.float32)
+    tail[: (width - 1) % COUNT + 1] = 1
     errors = np.zeros(AHEAD, np.float64)
     swapped, error, ratio = False, np.inf, 0.25
     for _ in range(outer):
@@ -62,13 +62,13 @@ def solve(
                 filter_rows(state, (2 * FIELDS + field) * pitch + MARGIN, FIELDS * pitch, height, width, median)
         done = 0
         while error > limit and done < inner:
-            count = min(_far(error, ratio, float(limit)), inner - done)
-            _iterate(state, other, line, inside, height, width, count, np.float32(theta), step, bound, errors)
+            count = min(_far(error, ratio, limit), inner - done)
+            _iterate(state, other, line, tail, height, width, count, np.float32(tau), np.float32(bound), errors)
             used = 1
             while used < count and errors[used - 1] > limit:
                 used += 1
             if used < count:
-                _iterate(state, other, line, inside, height, width, used, np.float32(theta), step, bound, errors)
+                _iterate(state, other, line, tail, height, width, used, np.float32(tau), np.float32(bound), errors)
             before = error if used == 1 else errors[used - 2]
             error = errors[used - 1]
             if before < np.inf:
@@ -95,12 +95,11 @@ def _iterate(
     state: Floats,
     new: Floats,
     line: Floats,
-    inside: Floats,
+    tail: Floats,
     height: int,
     width: int,
     count: int,
-    theta: np.float32,
-    step: np.float32,
+    tau: np.float32,
     bound: np.float32,
     errors: NDArray[np.float64],
 ) -> None:
@@ -114,11 +113,11 @@ def _iterate(
             old = state if k == 0 else new
             here = (y + 2) * row + MARGIN
             if y < height:
-                errors[k] += _flow_row(old, new, line, inside, y, width, pitch, theta, bound)
-                new[here + width] = new[here + width - 1]  # forward differences end at the last column
-                new[here + pitch + width] = new[here + pitch + width - 1]
+                errors[k] += _flow_row(old, new, line, tail, y, width, pitch, tau, bound)
+                put(new, here + width, value(new, here + width - 1))  # forward differences end at the last column
+                put(new, here + pitch + width, value(new, here + pitch + width - 1))
             if y > 0:  # and at the last row
-                _dual_row(old, new, here - row, here if y < height else here - row, width, pitch, step)
+                _dual_row(old, new, here - row, here if y < height else here - row, width, pitch)
 
 
 @compiled
@@ -126,57 +125,59 @@ def _flow_row(
     old: Floats,
     new: Floats,
     line: Floats,
-    inside: Floats,
+    tail: Floats,
     y: int,
     width: int,
     pitch: int,
-    theta_: np.float32,
-    bound_: np.float32,
+    tau: np.float32,
+    bound: np.float32,
 ) -> float:
     """u of row y: by the data, by no more than the bound, and by the divergence of p. The sum of its squared change."""
-    theta, high, low, error = every(theta_), every(bound_), every(-bound_), every(np.float32(0))
-    for x in range(MARGIN, MARGIN + width, COUNT):
-        here, g = (y + 2) * FIELDS * pitch + x, y * LINES * pitch + x
-        above = here - FIELDS * pitch
-        gx, gy = load(line, g), load(line, g + pitch)
-        u1, u2 = load(old, here), load(old, here + pitch)
-        rho = load(line, g + 3 * pitch) + (gx * u1 + gy * u2)
-        back = most(least(rho * load(line, g + 2 * pitch), high), low)
-        p1 = (load(old, here + 2 * pitch) - load(old, here + 2 * pitch - 1)) + (
-            load(old, here + 3 * pitch) - load(old, above + 3 * pitch)
-        )
-        p2 = (load(old, here + 4 * pitch) - load(old, here + 4 * pitch - 1)) + (
-            load(old, here + 5 * pitch) - load(old, above + 5 * pitch)
-        )
-        new1 = (u1 - back * gx) + theta * p1
-        new2 = (u2 - back * gy) + theta * p2
-        store(new, here, new1)
-        store(new, here + pitch, new2)
-        change1, change2 = new1 - u1, new2 - u2
-        error = error + (change1 * change1 + change2 * change2) * load(inside, x)
-    change: float = total(error)
-    return change
+    here, g = (y + 2) * FIELDS * pitch + MARGIN, y * LINES * pitch + MARGIN
+    last = (width - 1) // COUNT * COUNT
+    error = every(np.float32(0))
+    for x in range(0, last, COUNT):
+        error = error + _flow_lanes(old, new, line, here + x, g + x, pitch, every(tau), every(bound), every(-bound))
+    change = _flow_lanes(old, new, line, here + last, g + last, pitch, every(tau), every(bound), every(-bound))
+    summed: float = total(error + change * load(tail, 0))
+    return summed
 
 
 @compiled
-def _dual_row(old: Floats, new: Floats, row: int, below: int, width: int, pitch: int, step_: np.float32) -> None:
+def _flow_lanes(
+    old: Floats, new: Floats, line: Floats, here: int, g: int, pitch: int, tau: Lanes, high: Lanes, low: Lanes
+) -> Lanes:
+    """u of eight pixels; its squared change."""
+    above = here - FIELDS * pitch
+    gx, gy = load(line, g), load(line, g + pitch)
+    u1, u2 = load(old, here), load(old, here + pitch)
+    rho = load(line, g + 3 * pitch) + (gx * u1 + gy * u2)
+    back = most(least(rho * load(line, g + 2 * pitch), high), low)
+    p1 = (load(old, here + 2 * pitch) - load(old, here + 2 * pitch - 1)) + (
+        load(old, here + 3 * pitch) - load(old, above + 3 * pitch)
+    )
+    p2 = (load(old, here + 4 * pitch) - load(old, here + 4 * pitch - 1)) + (
+        load(old, here + 5 * pitch) - load(old, above + 5 * pitch)
+    )
+    change1, change2 = tau * p1 - back * gx, tau * p2 - back * gy
+    store(new, here, u1 + change1)
+    store(new, here + pitch, u2 + change2)
+    return change1 * change1 + change2 * change2
+
+
+@compiled
+def _dual_row(old: Floats, new: Floats, row: int, below: int, width: int, pitch: int) -> None:
     """p of a row, from the flow there and in the row below."""
-    step, one = every(step_), every(np.float32(1))
+    one = every(np.float32(1))
     for x in range(0, width, COUNT):
         here, under = row + x, below + x
         u1, u2 = load(new, here), load(new, here + pitch)
         x1, y1 = load(new, here + 1) - u1, load(new, under) - u1
         x2, y2 = load(new, here + pitch + 1) - u2, load(new, under + pitch) - u2
-        shrink1 = one + step * _length(x1, y1)
-        shrink2 = one + step * _length(x2, y2)
+        shrink1, shrink2 = one + root(x1 * x1 + y1 * y1), one + root(x2 * x2 + y2 * y2)
         both = one / (shrink1 * shrink2)  # one division for two
         shrink1, shrink2 = shrink2 * both, shrink1 * both
-        store(new, here + 2 * pitch, (load(old, here + 2 * pitch) + step * x1) * shrink1)
-        store(new, here + 3 * pitch, (load(old, here + 3 * pitch) + step * y1) * shrink1)
-        store(new, here + 4 * pitch, (load(old, here + 4 * pitch) + step * x2) * shrink2)
-        store(new, here + 5 * pitch, (load(old, here + 5 * pitch) + step * y2) * shrink2)
-
-
-@compiled
-def _length(x: Lanes, y: Lanes) -> Lanes:
-    return root(x * x + y * y)
+        store(new, here + 2 * pitch, (load(old, here + 2 * pitch) + x1) * shrink1)
+        store(new, here + 3 * pitch, (load(old, here + 3 * pitch) + y1) * shrink1)
+        store(new, here + 4 * pitch, (load(old, here + 4 * pitch) + x2) * shrink2)
+        store(new, here + 5 * pitch, (load(old, here + 5 * pitch) + y2) * shrink2)

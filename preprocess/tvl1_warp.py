@@ -10,7 +10,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.lanes import COUNT, compiled, down, every, halves, halves_added, least, load, most, store
+from preprocess.lanes import (
+    COUNT,
+    Lanes,
+    compiled,
+    down,
+    every,
+    halves,
+    halves_added,
+    least,
+    load,
+    most,
+    put,
+    store,
+    value,
+)
 from preprocess.tvl1_iterate import FIELDS, LINES, MARGIN, pitch_of
 
 Floats = NDArray[np.float32]
@@ -71,78 +85,79 @@ def planes_of(picture: NDArray[np.float32]) -> Floats:
 
 
 @compiled
-def linearise(first: NDArray[np.float32], planes: Floats, state: Floats, line: Floats) -> None:
-    """Fill `line`: the second picture, in `planes`, warped by the flow of `state`, against the first."""
+def linearise(first: NDArray[np.float32], planes: Floats, state: Floats, line: Floats, unit: float) -> None:
+    """Fill `line`: the second picture, in `planes`, warped by the flow of `state`, against the first.
+
+    `unit`: pixels in the unit of the flow.
+    """
     height, width = first.shape
-    pitch = pitch_of(width)
-    places = np.zeros(10 * pitch, np.float32)  # rows: whole place x, y; weights of the four columns, of the four rows
+    pitch, row = pitch_of(width), 4 * (width + 2 * BORDER)
+    places = np.zeros(10 * COUNT, np.float32)  # of eight pixels: whole place x, y; weights of four columns, four rows
     warped = np.zeros(4 * pitch, np.float32)  # rows: level, gradient x, y; the first picture
-    xs, ys = np.arange(pitch).astype(np.float32), np.empty(pitch, np.float32)
+    xs, scale = np.arange(pitch).astype(np.float32), np.float32(unit)
     for y in range(height):
         u = (y + 2) * FIELDS * pitch + MARGIN
-        ys[:] = y
-        _place(xs, state, u, width, width, places, 0, 2 * pitch, pitch)
-        _place(ys, state, u + pitch, width, height, places, pitch, 6 * pitch, pitch)
-        _take(planes, places, warped, width, pitch, 4 * (width + 2 * BORDER))
+        for x in range(0, width, COUNT):
+            _place(load(xs, x) + load(state, u + x) * every(scale), width, places, 0, 2 * COUNT)
+            _place(every(np.float32(y)) + load(state, u + pitch + x) * every(scale), height, places, COUNT, 6 * COUNT)
+            for i in range(COUNT):
+                level, gx, gy, _ = _taken(planes, places, i, row)
+                put(warped, x + i, level)
+                put(warped, pitch + x + i, gx)
+                put(warped, 2 * pitch + x + i, gy)
         warped[3 * pitch : 3 * pitch + width] = first[y]
-        _explain(warped, state, u, line, y * LINES * pitch + MARGIN, width, pitch)
+        _explain(warped, state, u, line, y * LINES * pitch + MARGIN, width, pitch, scale)
 
 
 @compiled
-def _place(
-    start: Floats, flow: Floats, u: int, width: int, size: int, places: Floats, whole: int, weights: int, pitch: int
-) -> None:
-    """Where a row's pixels go along one axis, of `size` pixels: the pixel before, and the cubic's four weights."""
+def _place(place: Lanes, size: int, places: Floats, whole: int, weights: int) -> None:
+    """Where eight pixels go along one axis, of `size` pixels: the pixel before, and the cubic's four weights."""
     low, high = every(np.float32(-4)), every(np.float32(size + 3))  # from there on all taps lie outside
     one, two = every(np.float32(1)), every(np.float32(CUBIC + 2))
     three, a = every(np.float32(CUBIC + 3)), every(np.float32(CUBIC))
     five, eight, four = every(np.float32(5 * CUBIC)), every(np.float32(8 * CUBIC)), every(np.float32(4 * CUBIC))
-    for x in range(0, width, COUNT):
-        place = most(least(load(start, x) + load(flow, u + x), high), low)
-        before = down(place)
-        t = place - before
-        s, r = t + one, one - t
-        first = ((a * s - five) * s + eight) * s - four
-        second = (two * t - three) * t * t + one
-        third = (two * r - three) * r * r + one
-        store(places, whole + x, before)
-        store(places, weights + x, first)
-        store(places, weights + pitch + x, second)
-        store(places, weights + 2 * pitch + x, third)
-        store(places, weights + 3 * pitch + x, one - first - second - third)
+    place = most(least(place, high), low)
+    before = down(place)
+    t = place - before
+    s, r = t + one, one - t
+    first = ((a * s - five) * s + eight) * s - four
+    second = (two * t - three) * t * t + one
+    third = (two * r - three) * r * r + one
+    store(places, whole, before)
+    store(places, weights, first)
+    store(places, weights + COUNT, second)
+    store(places, weights + 2 * COUNT, third)
+    store(places, weights + 3 * COUNT, one - first - second - third)
 
 
 @compiled
-def _take(planes: Floats, places: Floats, warped: Floats, width: int, pitch: int, row: int) -> None:
-    """The sixteen taps of each pixel of a row, of all three planes at once. `row`: length of one of `planes`."""
-    for x in range(width):
-        column, line = int(places[x]), int(places[pitch + x])
-        tap = (line + BORDER - 1) * row + (column + BORDER - 1) * 4
-        y0, y1 = every(places[6 * pitch + x]), every(places[7 * pitch + x])
-        y2, y3 = every(places[8 * pitch + x]), every(places[9 * pitch + x])
-        left, right = load(planes, tap) * y0, load(planes, tap + 8) * y0  # two columns each
-        tap += row
-        left, right = left + load(planes, tap) * y1, right + load(planes, tap + 8) * y1
-        tap += row
-        left, right = left + load(planes, tap) * y2, right + load(planes, tap + 8) * y2
-        tap += row
-        left, right = left + load(planes, tap) * y3, right + load(planes, tap + 8) * y3
-        left = left * halves(places[2 * pitch + x], places[3 * pitch + x])
-        right = right * halves(places[4 * pitch + x], places[5 * pitch + x])
-        level, gx, gy, _ = halves_added(left + right)
-        warped[x] = level
-        warped[pitch + x] = gx
-        warped[2 * pitch + x] = gy
+def _taken(planes: Floats, places: Floats, i: int, row: int) -> tuple[float, float, float, float]:
+    """The sixteen taps of pixel i of eight, of all three planes at once. `row`: length of one of `planes`."""
+    tap = (int(value(places, COUNT + i)) + BORDER - 1) * row + (int(value(places, i)) + BORDER - 1) * 4
+    weight = every(value(places, 6 * COUNT + i))
+    left, right = load(planes, tap) * weight, load(planes, tap + 8) * weight  # two columns each
+    weight = every(value(places, 7 * COUNT + i))
+    left, right = left + load(planes, tap + row) * weight, right + load(planes, tap + row + 8) * weight
+    weight, tap = every(value(places, 8 * COUNT + i)), tap + 2 * row
+    left, right = left + load(planes, tap) * weight, right + load(planes, tap + 8) * weight
+    weight = every(value(places, 9 * COUNT + i))
+    left, right = left + load(planes, tap + row) * weight, right + load(planes, tap + row + 8) * weight
+    left = left * halves(value(places, 2 * COUNT + i), value(places, 3 * COUNT + i))
+    right = right * halves(value(places, 4 * COUNT + i), value(places, 5 * COUNT + i))
+    summed: tuple[float, float, float, float] = halves_added(left + right)
+    return summed
 
 
 @compiled
-def _explain(warped: Floats, state: Floats, u: int, line: Floats, g: int, width: int, pitch: int) -> None:
+def _explain(
+    warped: Floats, state: Floats, u: int, line: Floats, g: int, width: int, pitch: int, unit: np.float32
+) -> None:
     """A row of `line`: the gradient, one over its square, and what is left where the flow is 0."""
-    one, flat = every(np.float32(1)), every(FLAT)
+    one, per = every(np.float32(1)), every(np.float32(1) / unit)
     for x in range(0, width, COUNT):
-        gx, gy = load(warped, x + pitch), load(warped, x + 2 * pitch)
-        rho = load(warped, x) - gx * load(state, u + x) - gy * load(state, u + pitch + x) - load(warped, x + 3 * pitch)
+        gx, gy = load(warped, x + pitch) * per, load(warped, x + 2 * pitch) * per
+        apart = (load(warped, x) - load(warped, x + 3 * pitch)) * per * per
         store(line, g + x, gx)
         store(line, g + pitch + x, gy)
-        store(line, g + 2 * pitch + x, one / most(gx * gx + gy * gy, flat))
-        store(line, g + 3 * pitch + x, rho)
+        store(line, g + 2 * pitch + x, one / most(gx * gx + gy * gy, every(FLAT) * per * per))
+        store(line, g + 3 * pitch + x, apart - (gx * load(state, u + x) + gy * load(state, u + pitch + x)))
