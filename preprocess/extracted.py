@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -113,7 +113,7 @@ def frame_files(folder: Path) -> FrameFiles:
 
     Frames share what stands before the number; of several such prefixes the commonest is theirs. Raises VideoError.
     """
-    frames, others = _numbered(folder)
+    frames, others = _listed(folder)
     return FrameFiles(frames=tuple(folder / name for name in frames), strays=tuple(folder / name for name in others))
 
 
@@ -127,14 +127,34 @@ def strays(videos: Iterable[Video]) -> Iterator[Path]:
                 continue  # told when its record is made
 
 
-def _numbered(folder: Path) -> tuple[list[str], list[str]]:
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
     """The names of the frames in `folder`, in order, and of whatever else lies there. Raises VideoError."""
     if not folder.is_dir():
         raise VideoError(f"{folder}: expected a folder of frames, found none; extract the video again")
     try:
-        here = disk.entries(folder)
+        with os.scandir(folder) as scan:
+            here = list(scan)
+        names = sorted([entry.name for entry in here])
+        if names and names == _in_a_row(names) and all(entry.is_file() for entry in here):  # as most folders are
+            return names, []
+        return _numbered(folder, disk.entries(folder))
+    except OSError as error:
+        raise VideoError(f"{folder}: expected a folder that can be read, found: {error.strerror}") from error
     except DatasetError as error:  # one video's folder is that video's trouble
         raise VideoError(str(error)) from error
+
+
+def _in_a_row(names: Sequence[str]) -> list[str]:
+    """The names that as many frames have that are numbered from the first of `names`, from 0 or 1."""
+    match = FRAME.fullmatch(names[0])
+    if match is None or int(match["number"]) > 1:
+        return []
+    width, ending, first = len(match["number"]), names[0][match.end("number") :], int(match["number"])
+    return [f"{match['prefix']}{number:0{width}}{ending}" for number in range(first, first + len(names))]
+
+
+def _numbered(folder: Path, here: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
+    """As `_listed`, of a folder that holds other things, or numbers of several lengths."""
     numbered = {entry.name: match for entry in here if (match := FRAME.fullmatch(entry.name)) and entry.is_file()}
     prefixes = Counter(match["prefix"] for match in numbered.values()).most_common(2)
     if len(prefixes) == 2 and prefixes[0][1] == prefixes[1][1]:
@@ -172,7 +192,7 @@ def _without_gaps(folder: Path, numbers: Iterable[int]) -> None:
 
 def _jpegs(folder: Path) -> Jpegs | None:
     """The folder's frames, read; None if it has none."""
-    names, _ = _numbered(folder)
+    names, _ = _listed(folder)
     if not names:
         return None
     blobs: list[bytes] = []
@@ -208,9 +228,9 @@ def _read(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
             for name in names:  # it is told where reading fails
                 file = os.open(name, os.O_RDONLY, dir_fd=here)
                 try:
-                    blob = os.read(file, PIECE)
-                    while piece := os.read(file, PIECE):
-                        blob += piece
+                    blob = piece = os.read(file, PIECE)
+                    while piece and (len(piece) == PIECE or END_MARK not in blob[-END_WITHIN:]):
+                        blob += (piece := os.read(file, PIECE))
                 finally:
                     os.close(file)
                 yield blob
@@ -296,9 +316,8 @@ def _source(streams: dict[str, Jpegs | None]) -> Source:
     """SHA-256 over every file's stream, name, length and bytes in order, those left out included."""
     digest, size = hashlib.sha256(), 0
     for stream, jpegs in streams.items():
-        pieces: list[bytes] = []
         for name, blob in zip(jpegs.names, jpegs.bytes, strict=True) if jpegs else ():
-            pieces += [f"{stream}/{name}\0{len(blob)}\0".encode("utf-8", "surrogateescape"), blob]
+            digest.update(f"{stream}/{name}\0{len(blob)}\0".encode("utf-8", "surrogateescape"))
+            digest.update(blob)
             size += len(blob)
-        digest.update(b"".join(pieces))
     return Source(sha256=digest.hexdigest(), bytes=size)

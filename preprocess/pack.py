@@ -25,8 +25,9 @@ from preprocess.places import FolderPlace
 from preprocess.takeover import Held, Library, relabelled
 from preprocess.work import Failure, Job, read_record, recipe_text, record_name
 from shards.errors import ShardError
-from shards.format import Members, encode
+from shards.format import Members
 from shards.manifest import ShardFile
+from shards.record import Record
 from shards.row import Row
 from shards.transfer import difference
 from shards.writer import Packed, pack_shard
@@ -143,7 +144,7 @@ class _Records:
             held = (Held(location=tar, part=shard.part, record=record, shard=0) for record in count())
             self._before = dict(zip(note.records, held, strict=False))
 
-    def __iter__(self) -> Iterator[tuple[str, Members]]:
+    def __iter__(self) -> Iterator[tuple[str, Members | Record]]:
         for entry in self._shard.entries:
             if entry.video.flow_path is None:
                 if (members := self._members(entry)) is None:
@@ -158,7 +159,7 @@ class _Records:
                     Failure(name=video.name, path=str(video.path), part=self._shard.part, reason=str(error))
                 )
             else:
-                yield entry.key, encode(record)
+                yield entry.key, record
 
     def lost(self) -> tuple[str, ...]:
         """The keys of all records that are not to be had."""
@@ -188,7 +189,7 @@ def _is_packed(job: Job, note: Note, shard: Shard) -> bool:
     return (note.videos, note.records, note.failures) == (shard.videos, wanted, shard.failures) and stands(job, note)
 
 
-def _packed(job: Job, shard: Shard, records: Iterable[tuple[str, Members]]) -> Packed:
+def _packed(job: Job, shard: Shard, records: Iterable[tuple[str, Members | Record]]) -> Packed:
     with job.shards.desk() as desk:
         packed = pack_shard(desk / shard.name, records, shard=shard.number)
         job.shards.take(desk / shard.name, packed.file)

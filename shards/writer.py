@@ -20,16 +20,18 @@ from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
 from shards.errors import FormatError, ShardError
-from shards.format import MEMBERS, Members, dataset_digest, decode, split_digest
+from shards.format import MEMBERS, Members, dataset_digest, decode, encode, split_digest
 from shards.index import Row, located, records_of, row_of, write_index
 from shards.manifest import NAME, Manifest, Part, ShardFile, index_name, write_manifest
 from shards.manifest import shard_name as shard_name
+from shards.record import Record
 from shards.tar import members
 from shards.whole import sync_folder, unwritable
 from shards.whole import whole as whole
 
 OWNER = "stmul"  # in every tar header, whoever writes
-PIECE = 1 << 20  # bytes that are hashed and written at a time
+PIECE = 1 << 20  # bytes that small pieces are gathered into before they are hashed and written
+AHEAD = 1 << 23  # bytes after which the disk is set to work, so that the end of a shard is not waited for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +53,11 @@ def shard_slots(keys: Sequence[str], per_shard: int) -> list[list[str]]:
     return [order[start : start + per_shard] for start in range(0, len(order), per_shard)]
 
 
-def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int | None = None) -> Packed:
+def pack_shard(path: Path, records: Iterable[tuple[str, Members | Record]], *, shard: int | None = None) -> Packed:
     """Writes a tar of `records` (key, members), whole or not at all; what was written, with its checksums.
 
-    Records are checked, written and forgotten one at a time. `shard` is the shard's number (None: the one in its name).
+    Records are checked, written and forgotten one at a time; one that comes as a Record was just made, and its JPEGs
+    are not checked again. `shard` is the shard's number (None: the one in its name).
     Raises FormatError or CorruptRecordError for a record that is not whole, ShardError where the disk is full.
     """
     number, rows, keys = _number(path) if shard is None else shard, list[Row](), set[str]()
@@ -62,13 +65,15 @@ def pack_shard(path: Path, records: Iterable[tuple[str, Members]], *, shard: int
         # Without times, and with fixed owners and modes: equal records give equal bytes. The writer sorts members by
         # name, which is their order; a name too long for a plain header gets an extended one.
         tar = _tar_writer()(hashed, user=OWNER, group=OWNER, mode=0o444, mtime=0, encoder=False, compress=False)
-        # Between the two stands a buffer that cuts all into pieces of 10 KiB, as tapes want them.
-        tar.tarstream.fileobj, tar.tarstream.copybufsize = hashed, PIECE
-        for key, blobs in records:
+        # Between the two stands a buffer that cuts all into pieces of 10 KiB, as tapes want them: members go past it
+        # at once, and are not copied.
+        tar.tarstream.fileobj, tar.tarstream.copybufsize = hashed, sys.maxsize
+        for key, made in records:
             if key in keys:
                 raise FormatError(f"{path}: a second record with the key {key!r}; the names of videos must differ")
             keys.add(key)
-            record = decode(blobs, f"{path}: record {key!r}")
+            blobs = encode(made) if isinstance(made, Record) else made
+            record = made if isinstance(made, Record) else decode(blobs, f"{path}: record {key!r}")
             rows.append(row_of(key, record, blobs, number=len(rows), shard=number))
             tar.write({"__key__": key, **{member: bytes(blobs[member]) for member in MEMBERS}})
         tar.close()
@@ -197,6 +202,7 @@ class _Hashed:
         self.digest, self.size = hashlib.sha256(), 0
         self._file: BinaryIO | None = file
         self._waiting = bytearray()  # a tar's headers and padding come in small pieces
+        self._begun = 0  # bytes that the disk was told of
 
     def __enter__(self) -> _Hashed:
         return self
@@ -230,6 +236,10 @@ class _Hashed:
             self._file.flush()
             self.digest.update(data)
             self.size += len(data)
+            if self.size - self._begun >= AHEAD and hasattr(os, "posix_fadvise"):
+                # Linux begins to write what is dirty and does not wait; nothing is dropped that is not yet written.
+                os.posix_fadvise(self._file.fileno(), self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
+                self._begun = self.size
 
 
 @cache
