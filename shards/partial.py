@@ -30,7 +30,7 @@ def held(partial: Path) -> Iterator[None]:
                 error.add_note(f"What is whole waits in {partial}: the same command goes on from there")
             raise
     except BlockingIOError:
-        raise ShardError(f"{partial}: another copy is being written there; wait for its end") from None
+        raise ShardError(f"{partial}: another process is writing there; wait for its end") from None
     finally:
         os.close(handle)
 

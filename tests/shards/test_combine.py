@@ -462,12 +462,31 @@ def test_a_full_disk_is_told_before_anything_is_written(
     filter_to(ours, tmp_path / "linked", parts=["train"])  # needs no room
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_the_old_split_and_what_is_whole(
+    ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(ours)
+    with monkeypatch.context() as broken:
+        broken.setattr(combining, "finish_part", full)
+        with pytest.raises(ShardError, match=r"ours: cannot be written: No space left on device"):
+            append_to(ours, theirs)
+    waiting = {path.name: path.stat().st_ino for path in (ours / WAITING).glob("*.tar")}
+    assert {name: data for name, data in contents(ours).items() if not name.startswith(WAITING)} == before
+    append_to(ours, theirs)
+    assert waiting
+    assert {name: (ours / name).stat().st_ino for name in waiting} == waiting  # used, not made again
+    assert_whole(ours)
+
+
 def test_one_command_at_a_time_writes_to_a_split(ours: Path, theirs: Path, tmp_path: Path) -> None:
     for folder in (ours / WAITING, tmp_path / "out.partial"):
         folder.mkdir()
-    with held(ours / WAITING), pytest.raises(ShardError, match="another copy is being written there"):
+    with held(ours / WAITING), pytest.raises(ShardError, match="another process is writing there"):
         append_to(ours, theirs)
-    with held(tmp_path / "out.partial"), pytest.raises(ShardError, match="another copy is being written there"):
+    with held(tmp_path / "out.partial"), pytest.raises(ShardError, match="another process is writing there"):
         merge_to([ours, theirs], tmp_path / "out")
 
 

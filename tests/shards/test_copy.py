@@ -236,7 +236,7 @@ def test_a_damaged_shard_is_never_copied_and_named(source: Path, tmp_path: Path)
 def test_two_copies_to_one_place_do_not_meet(source: Path, tmp_path: Path) -> None:
     (tmp_path / "x.partial").mkdir()
     (tmp_path / "x.partial" / "theirs").write_bytes(b"of the other")
-    with held(tmp_path / "x.partial"), pytest.raises(ShardError, match="another copy is being written there"):
+    with held(tmp_path / "x.partial"), pytest.raises(ShardError, match="another process is writing there"):
         copy_split(source, tmp_path / "x")
     assert contents(tmp_path / "x.partial") == {"theirs": b"of the other"}
     copy_split(source, tmp_path / "x")
