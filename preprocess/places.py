@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,6 @@ from shards.errors import CorruptRecordError, ShardError
 from shards.manifest import ShardFile
 from shards.stores.bucket import Bucket
 from shards.stores.connect import is_url
-from shards.stores.remote import RemoteStore
 from shards.transfer import checked, difference
 from shards.whole import sync_folder, unwritable, whole
 
@@ -204,53 +203,51 @@ class FolderPlace:
 class BucketPlace:
     """A folder of a bucket; each process has a connection of its own, made when first needed."""
 
-    def __init__(self, location: str) -> None:
-        self._location = location
-        self._opened: Bucket | None = None
-        self._bucket()  # what is wrong with the address is said at once
+    def __init__(self, location: str, below: str = "", opened: Bucket | None = None) -> None:
+        self._base, self._folder = location, below  # the connection is of the base, the files are in the folder
+        self._opened = opened or Bucket(location)  # what is wrong with the address is said at once
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BucketPlace, (self._location,)
+        return BucketPlace, (self._base, self._folder)
 
     @property
     def location(self) -> str:
-        return self._bucket().location
+        return f"{self._opened.location}/{self._folder}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        return self._bucket().small(name)
+        return self._opened.small(self._folder + name)
 
     def write(self, name: str, data: bytes) -> None:
-        file = ShardFile(name=name, size=len(data), sha256=sha256(data).hexdigest(), records=0)
-        self._bucket().put(file, iter([data]))
+        file = ShardFile(name=self._folder + name, size=len(data), sha256=sha256(data).hexdigest(), records=0)
+        self._opened.put(file, iter([data]))
 
     def names(self, below: str = "") -> list[str]:
-        return sorted(self._bucket().files(below))
+        return sorted(self._files(below))
 
     def sizes(self) -> dict[str, int]:
-        return self._bucket().files()
+        return self._files("")
 
     def remove(self, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            for _ in threads.map(self._bucket().delete, names):
+            for _ in threads.map(lambda name: self._opened.delete(self._folder + name), names):
                 pass
 
     def below(self, folder: str) -> BucketPlace:
-        return BucketPlace(f"{self._location}/{folder}")
+        return BucketPlace(self._base, f"{self._folder}{folder}/", self._opened)
 
     def stamp(self, name: str) -> Stamp | None:
-        found = self._bucket().find(name)
+        found = self._opened.find(self._folder + name)
         return None if found is None else Stamp(size=found.size, version=found.etag)
 
     def differs(self, file: ShardFile) -> str:
-        where = f"{self.location}/{file.name}"
+        found = self._opened.find(self._folder + file.name)
+        if found is None:
+            return "is missing"
+        if found.size != file.size:
+            return f"{found.size} bytes, expected {file.size}"
         try:
-            if (found := self._bucket().find(file.name)) is None:
-                return "is missing"
-            if found.size != file.size:
-                return f"{found.size} bytes, expected {file.size}"
-            with closing(RemoteStore(self._location)) as store:  # a new one: the file may have been replaced since
-                for _ in checked(store.whole(file.name), file, where):
-                    pass
+            for _ in checked(self._opened.pieces(self._folder + file.name, file.size), file, self.location):
+                pass
         except CorruptRecordError as error:
             return str(error)
         return ""
@@ -262,7 +259,7 @@ class BucketPlace:
 
     def take(self, path: Path, file: ShardFile) -> None:
         with path.open("rb") as opened:
-            self._bucket().put(file, iter(lambda: opened.read(1 << 20), b""))
+            self._opened.put(replace(file, name=self._folder + file.name), iter(lambda: opened.read(1 << 20), b""))
         path.unlink()
         if wrong := self.differs(file):  # services differ in what they check: only the bytes prove that they arrived
             raise ShardError(f"{self.location}/{file.name}: read back after it was sent, it is another file: {wrong}")
@@ -270,7 +267,6 @@ class BucketPlace:
     def tidy(self) -> None:
         """Nothing: in a bucket nothing is ever half written."""
 
-    def _bucket(self) -> Bucket:
-        if self._opened is None:
-            self._opened = Bucket(self._location)
-        return self._opened
+    def _files(self, below: str) -> dict[str, int]:
+        found = self._opened.files((self._folder + below).rstrip("/"))
+        return {name.removeprefix(self._folder): size for name, size in found.items()}

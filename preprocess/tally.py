@@ -72,8 +72,9 @@ class Tally:
         self._tell("shards", result.file.name)
 
     def again(self, records: int) -> None:
-        """Takes back that records were done, which must be made again."""
+        """Takes back that records of earlier runs were found, which must be made again."""
         self._done["videos"] -= records
+        self.how["kept"] -= min(records, self.how["kept"])
 
     def failed(self, failure: Failure, *, video: bool = True) -> None:
         """Notes the failure. Raises PreprocessError where there are more than are put up with, or the video is gone."""

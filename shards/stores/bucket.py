@@ -96,6 +96,14 @@ class Bucket:
         """The ETag and the bytes of a file that was sent."""
         return self._done(partial(self._after.etag, name)), self._after.whole(name)
 
+    def pieces(self, name: str, size: int) -> Iterator[Blob]:
+        """The bytes of a file of `size`, whichever it is now, piece by piece."""
+        import obstore
+
+        for start in range(0, size, PART):
+            length = min(PART, size - start)
+            yield self._asked(name, partial(_range, obstore.get_range, name, start, length))
+
     def put(self, file: ShardFile, parts: Iterator[Blob]) -> None:
         """Writes `file`, whose bytes are `parts`; where `parts` raises an error, nothing is written.
 
@@ -193,6 +201,10 @@ class Bucket:
 
 class _AbsentError(UnreachableError):
     """There is no such file."""
+
+
+def _range(read: Callable[..., Any], name: str, start: int, length: int, client: Client) -> bytes:
+    return bytes(read(client, name, start=start, length=length))
 
 
 def _patient(client: Any) -> Any:
