@@ -90,8 +90,8 @@ def affected(
     return Affected(made=reasons, shards=len(shards), standing=standing, **counts)
 
 
-def in_words(what: Affected) -> str:
-    """It as one reads it: `149 records are taken over, 1 is made: v_x (another file)`."""
+def in_words(what: Affected, said_before: str = "") -> str:
+    """It as one reads it: `149 records are taken over, 1 is made: v_x (another file)`; no reason is said twice."""
     said = [
         (what.kept, "kept from an earlier run"),
         (what.taken_over, "taken over"),
@@ -108,7 +108,8 @@ def in_words(what: Affected) -> str:
     for name, why in what.made.items():
         names_by_reason.setdefault(why, []).append(name)
     if len(names_by_reason) == 1 and len(what.made) > NAMED:
-        return f"{head}: {next(iter(names_by_reason))}"
+        (why,) = names_by_reason
+        return head if why in said_before else f"{head}: {why}"
     named = "; ".join(f"{some(names)} ({why})" for why, names in names_by_reason.items())
     return f"{head}: {named}" if named else head
 
@@ -122,5 +123,5 @@ def _otherwise(made: Mapping[str, Any], splits: Mapping[str, Manifest], alike: C
     """Why a video without a former record is made: no split has it, or those that have were made in another way."""
     if alike or not splits:
         return NEW
-    before = next(iter(splits.values())).made
-    return "; ".join(differences({"record": before.get("record")}, {"record": made["record"]})) or NEW
+    before = next(iter(splits.values())).made.get("record")
+    return "; ".join(differences({"record": before}, {"record": made["record"]}) if before else []) or NEW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from preprocess.standing import made_of, manifests
 from preprocess.video import source_of
 from preprocess.work import ENDING, record_name, stem_of
 from preprocess.workplace import Share, work_place
+from shards.manifest import Manifest
 from shards.stores.connect import is_url
 
 
@@ -102,7 +103,7 @@ def announcement(dataset: Dataset, settings: Preprocess, out: str | Path, share:
     record = made_of(dataset, settings)["record"]
     return Announcement(
         where=where,
-        what=affected_by(dataset, settings, out, share),
+        what=affected_by(dataset, settings, out, share, splits=splits),
         estimate=estimate_build(dataset, settings, worker_count(settings), _shards(dataset, settings, share)),
         settings=settings,
         free=None if is_url(where) else shutil.disk_usage(_standing_folder(Path(where))).free,
@@ -125,14 +126,22 @@ def complete(dataset: Dataset, settings: Preprocess, out: str | Path) -> bool:
                 " folder with --out, or make them anew with --rebuild"
             )
     except PreprocessError as error:
-        raise PreprocessError(f"{error}: {affected_in_words(affected_by(dataset, settings, out))}") from error
+        words = affected_in_words(affected_by(dataset, settings, out), said_before=str(error))
+        raise PreprocessError(f"{error}: {words}") from error
     return True
 
 
-def affected_by(dataset: Dataset, settings: Preprocess, out: str | Path, share: Share | None = None) -> Affected:
-    """What a build into `out` will do to each record."""
+def affected_by(
+    dataset: Dataset,
+    settings: Preprocess,
+    out: str | Path,
+    share: Share | None = None,
+    *,
+    splits: Mapping[str, Manifest] | None = None,
+) -> Affected:
+    """What a build into `out` will do to each record; `splits` are those that stand there, where they are known."""
     where, made = split_location(dataset, out), made_of(dataset, settings)
-    splits = manifests(_folder(where))
+    splits = manifests(_folder(where)) if splits is None else splits
     return affected(
         dataset,
         made,

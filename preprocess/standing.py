@@ -84,7 +84,7 @@ def made_of(dataset: Dataset, settings: Preprocess) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two builds, `flow.method: 'dis' then, 'tvl1' now` each; no strata, as they harm nothing.
 
-    Of another flow method the parameters are left out.
+    Of another flow method the parameters and the library are left out.
     """
     if isinstance(steps := before.get("steps"), list) and "steps" not in now:  # as shards.provenance notes them
         done = dict.fromkeys(str(step.get("did")) for step in steps if isinstance(step, Mapping))
@@ -97,7 +97,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not told and f"plan.{DIGEST}" in other:
         return ["plan: other names, labels or file sizes of the videos"]
     if any(key.endswith("flow_method") for key in told):
-        told = [key for key in told if ".flow." not in f".{key}"]
+        told = [key for key in told if ".flow." not in f".{key}" and not key.endswith("flow_library")]
     return ["{}: {!r} then, {!r} now".format(key, *both[key]) for key in told]
 
 

@@ -165,7 +165,7 @@ def test_shards_of_other_settings_are_refused_before_any_work(root):
     result = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80")
     assert result.exit_code == 1
     assert "record.rgb.quality: 90 then, 80 now" in line(result, -1)
-    assert "with --rebuild: all 6 records are made: record.rgb.quality: 90 then, 80 now" in line(result, -1)
+    assert line(result, -1).endswith("with --rebuild: all 6 records are made")
     rebuilt = run("shards", "--root", root, *TINY, "--set", "preprocess.rgb.quality=80", "--rebuild")
     assert rebuilt.exit_code == 0
     assert "all 6 records are made: record.rgb.quality: 90 then, 80 now" in rebuilt.output
