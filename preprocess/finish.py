@@ -66,9 +66,13 @@ def finish(
 
 
 def _remove_stale(shards: Place, manifest: Manifest, failed: bool) -> None:
-    """Removes what earlier builds left and this one has not: other shards, lists of failures, also of parts."""
-    ours = {shard.name for part in manifest.parts.values() for shard in part.shards}
+    """Removes what earlier builds left and this one has not: other shards, lists of failures, also of parts.
+
+    And the indexes of shards that were appended.
+    """
+    ours = {file.name for part in manifest.parts.values() for file in (*part.shards, part.index)}
     stale = [name for name in shards.names() if _is_shard(name, manifest) and name not in ours]
+    stale += [name for name in shards.names() if _is_appended(name, manifest) and name not in ours]
     stale += [name for name in shards.names() if _is_failures(name) and not (failed and name == FAILURES)]
     shards.remove(stale)
 
@@ -76,6 +80,11 @@ def _remove_stale(shards: Place, manifest: Manifest, failed: bool) -> None:
 def _is_shard(name: str, manifest: Manifest) -> bool:
     part, _, number = Path(name).stem.rpartition("-")
     return part in manifest.parts and number.isdigit() and name == shard_name(part, int(number))
+
+
+def _is_appended(name: str, manifest: Manifest) -> bool:
+    part, _, digest = name.removesuffix(".index").rpartition("-")
+    return part in manifest.parts and name == index_name(part, digest) and len(digest) == 16
 
 
 def _is_failures(name: str) -> bool:

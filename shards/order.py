@@ -132,8 +132,9 @@ class State:
         for name, word in names:
             saved, now = getattr(self, name), getattr(other, name)
             if saved != now:
+                why = " (its shards were appended to, or made anew)" if name == "digest" else ""
                 raise StateMismatchError(
-                    f"cannot resume: the saved position was counted with {word} {saved}, this run has {word} {now};"
+                    f"cannot resume: the saved position was counted with {word} {saved}, this run has {word} {now}{why};"
                     f" set it back, or start a new run"
                 )
 
