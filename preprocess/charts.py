@@ -39,7 +39,7 @@ def histogram(counts: NDArray[np.int64], bin_px: float, bound_px: float, size: t
     last = (len(counts) - 1) * bin_px
     for px in np.arange(0, last, 10):
         _tick(draw, left + px / bin_px * step, bottom, f"{px:g}")
-    _tick(draw, right - step / 2, bottom, f"{last:g} px or more", anchor="rt")
+    _tick(draw, right - step / 2, bottom, f"{last:g} px +", anchor="rt")
     x = left + bound_px / bin_px * step
     _dashed(draw, x, top - 6, bottom)
     draw.text((x + 6, top - 8), f"bound {bound_px:g} px", fill=INK, font=_font(), anchor="lm")

@@ -32,7 +32,9 @@ from shards.picture import (
     shown_flow,
 )
 
-COLUMNS, TALL = 6, 168  # frames side by side, and their height in the picture
+TALL = 168  # pixels: height of a frame in the picture
+WIDE, COLUMNS = 1400, 10  # pixels that frames side by side may take together, and how many there are at most
+NARROW = 120  # pixels of a frame under which there is no room for its time
 NARROWEST = 900  # pixels of a sheet: charts need some room
 STRIP = 24  # pixels below the film's pictures, for words
 WHEEL = 56  # ... of the wheel of colours in its corner
@@ -54,29 +56,31 @@ def lines_of(look: Inspection) -> Iterator[tuple[str, str]]:
     stored = f"{look.size[0]}x{look.size[1]}"
     yield "stored", stored if look.flow_size == look.size else f"{stored}, flow {look.flow_size[0]}x{look.flow_size[1]}"
     yield "flow", f"{look.method} ({look.library}); " + _flow(look)
-    yield "bound", _beyond(look)
+    if look.flows:
+        yield "bound", _beyond(look)
     if look.damage:
         yield "damage", look.damage
 
 
 def sheet(look: Inspection) -> Image.Image:
     """A page: frames spread over the video, their flow to the next, flow against its bound, the video over its time."""
-    count = min(COLUMNS, max(1, len(look.frames) - 1))
+    tile = max(1, round(look.size[0] * TALL / look.size[1]))
+    count = min(COLUMNS, max(1, len(look.frames) - 1), max(1, WIDE // (tile + GAP)))
     instants = [(2 * i + 1) * max(1, len(look.frames) - 1) // (2 * count) for i in range(count)]
-    rows = [Row(pictures=[look.frame(one) for one in instants], labels=[_when(look, one) for one in instants])]
+    labels = [_when(look, one) if tile >= NARROW else f"frame {one}" for one in instants]
+    rows = [Row(pictures=[look.frame(one) for one in instants], labels=labels)]
     words = [f"{subject}: {text}" for subject, text in lines_of(look)]
     if not look.flows:
         return contact_sheet(rows, title=look.path.name, lines=words, height=TALL)
     limit = wheel_limit(look)
     flows = [flow_colour(look.flow_px(one), limit) for one in instants]
     rows.append(Row(pictures=flows, labels=[f"{one} to {one + 1}" for one in instants]))
-    tile = max(1, round(look.size[0] * TALL / look.size[1]))
     half = (max(NARROWEST, count * (tile + GAP) - GAP) - GAP) // 2
     shares = histogram(look.histogram, BIN, BOUND, (half, TALL))
     late = [gap.after + 1 for gap in look.timing.gaps]
     times = timeline(look.length_P, look.beyond_P, sorted((*look.equal, *look.alike)), late, (half, TALL))
     labels = [
-        "flow values by their size, left-right and up-down apart; red: stored as the bound",
+        "flow values by size, both directions; red: stored as the bound",
         "mean length of each pair's flow by frame; red: its share beyond the bound",
     ]
     rows.append(Row(pictures=[shares, times], labels=labels))

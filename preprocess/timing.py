@@ -68,7 +68,7 @@ def timing(times: Sequence[Fraction | None]) -> Timing:
 def in_words(found: Timing) -> str:
     """What is to be said of it in one line."""
     if found.step is None or found.shortest is None or found.longest is None:
-        return "unknown: the container has none"
+        return "unknown, or one for all frames"
     words = []
     if found.variable:
         words.append(
