@@ -134,8 +134,8 @@ class State:
             if saved != now:
                 why = " (its shards were appended to, or made anew)" if name == "digest" else ""
                 raise StateMismatchError(
-                    f"cannot resume: the saved position was counted with {word} {saved}, this run has {word} {now}{why};"
-                    f" set it back, or start a new run"
+                    f"cannot resume: the saved position was counted with {word} {saved}, this run has {word} {now}"
+                    f"{why}; set it back, or start a new run"
                 )
 
 

@@ -524,7 +524,10 @@ def test_who_has_the_split_open_reads_on_and_a_training_does_not_go_on_with_the_
             append_to(ours, theirs)
             assert len(list(reading.step())) == 4
         assert {name for _, name in records(split)} == {f"v_{name}" for name in "abcdeftu"}
-    with open_split(ours) as split, pytest.raises(StateMismatchError, match=r"cannot resume: .* data set .*appended to"):
+    with (
+        open_split(ours) as split,
+        pytest.raises(StateMismatchError, match=r"cannot resume: .* data set .*appended to"),
+    ):
         stream(split, start=saved)
 
 
