@@ -23,7 +23,7 @@ from preprocess.listing import Video
 from preprocess.notes import Note, read_note, write_note
 from preprocess.places import FolderPlace
 from preprocess.takeover import Held, Library, relabelled
-from preprocess.work import Failure, Job, read_record, recipe_text, record_name
+from preprocess.work import Failure, Job, read_record, record_name
 from shards.errors import ShardError
 from shards.format import Members
 from shards.manifest import ShardFile
@@ -117,8 +117,8 @@ def frames_identity(video: Video) -> str:
     """Changes when frames are added to the folders of an extracted video, or taken away; they are not read."""
     facts: list[object] = [video.name, video.label, video.class_name]
     for folder in (video.path, *(video.flow_path or ())):
-        with suppress(OSError):
-            facts.append([str(folder), folder.stat().st_mtime_ns, sum(1 for _ in folder.iterdir())])
+        with suppress(OSError), os.scandir(folder) as scan:
+            facts.append([str(folder), folder.stat().st_mtime_ns, sum(1 for _ in scan)])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -136,7 +136,6 @@ class _Records:
 
     def __init__(self, job: Job, shard: Shard, note: Note | None, library: Library, failures: list[Failure]) -> None:
         self._job, self._shard, self._library, self._failures = job, shard, library, failures
-        self._recipe_text = recipe_text(job.settings)
         # What was packed into the shard of this name before: its records are kept nowhere else.
         self._before: Mapping[str, Held] = {}
         if note is not None and job.shards.stamp(shard.name) is not None:
@@ -171,10 +170,7 @@ class _Records:
         held = entry.held or self._before.get(entry.record)
         if held is None or (record := self._library.read(held)) is None:
             return None
-        if (
-            record_name(entry.video, record.source, self._recipe_text) != entry.record
-            or record.name != entry.video.name
-        ):
+        if record_name(entry.video, record.source, self._job.recipe) != entry.record or record.name != entry.video.name:
             return None  # the shard was replaced meanwhile
         return relabelled(record, entry.video)
 

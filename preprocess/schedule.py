@@ -124,7 +124,7 @@ class Schedule:
         if not result.lost:
             for failure in result.failures:
                 if failure.name not in {one.name for one in shard.failures}:
-                    self._tally.failed(failure)
+                    self._tally.failed(failure, video=False)  # of extracted frames: packing is all there is to do
             self._tally.packed(result)
             for entry in shard.entries:
                 del self._slots[shard.part, entry.key]

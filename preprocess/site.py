@@ -55,6 +55,7 @@ class Site:
             work=self.work,
             shards=self.shards,
             split=self.dataset.split,
+            recipe=json.dumps(self.made["record"], sort_keys=True),
             standing=self.standing,
             share=self.share,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,10 +17,11 @@ from typing import Literal
 import msgpack
 
 from preprocess.config import Preprocess
-from preprocess.errors import VideoError
+from preprocess.errors import PreprocessError, VideoError
 from preprocess.listing import Video
 from preprocess.places import Place
 from preprocess.record import how_made, make_record
+from preprocess.standing import differences
 from preprocess.takeover import Held, Library, relabelled
 from preprocess.video import source_of
 from shards.errors import ShardError
@@ -39,6 +41,7 @@ class Job:
     work: Place  # of the finished records and the notes
     shards: Place  # of the split
     split: int
+    recipe: str  # all that decides a record's bytes but its video, as the build began
     standing: tuple[str, ...] = ()  # splits made before in the same way; they may hold the same records
     share: str = ""  # "3/16": of which this build is one; empty: it is all
 
@@ -76,14 +79,19 @@ class Failure:
 
 def video_worker(job: Job) -> Callable[[Task], Finished | Failure]:
     """The function that does tasks of `job`, with what it needs opened once."""
-    recipe, library, ours = recipe_text(job.settings), Library(), job.shards.location
+    library, ours = Library(), job.shards.location
+    checked = False
 
     def work(task: Task) -> Finished | Failure:
+        nonlocal checked
+        if not checked:
+            _must_be_alike(job)
+            checked = True
         video, held = task.video, None
         how: How = "kept"
         try:
             source = source_of(video.path)
-            name = record_name(video, source, recipe)
+            name = record_name(video, source, job.recipe)
             if name == task.packed:
                 return Finished(record=name, held=None, frames=0, bytes=0, how=how)
             members: Members | None = read_record(job.work, name)
@@ -106,6 +114,16 @@ def video_worker(job: Job) -> Callable[[Task], Finished | Failure]:
 def recipe_text(settings: Preprocess) -> str:
     """All that decides a record's bytes but its video, as text."""
     return json.dumps(how_made(settings), sort_keys=True)
+
+
+def _must_be_alike(job: Job) -> None:
+    """Raises PreprocessError where this process would make other records than the one that began the build."""
+    if recipe_text(job.settings) != job.recipe:
+        other = differences(json.loads(job.recipe), how_made(job.settings))
+        raise PreprocessError(
+            f"{platform.node()}: would make other records than the machine that began the build ({'; '.join(other)})."
+            " Install the same versions there"
+        )
 
 
 def record_name(video: Video, source: Source, recipe: str) -> str:

@@ -89,6 +89,7 @@ def workplace(
     mark = f"split{split}" + (f"-part{share.number}of{share.of}" if share else "")
     place = work_place(out, dataset, record, mark)
     if not isinstance(place, FolderPlace):
+        _say_how(place, record)
         yield place
         return
     name = f"{dataset}-split{split}"
@@ -103,7 +104,7 @@ def workplace(
             else:
                 for lock in locks:
                     held.enter_context(_held(lock))
-            place.write(HOW, json.dumps(record, indent=1, sort_keys=True).encode())
+            _say_how(place, record)
         except OSError as error:
             raise PreprocessError(
                 f"{out}: shards cannot be written there: {error.strerror} ({error.filename}). Repair that, or name"
@@ -226,6 +227,10 @@ def _alone(lock: IO[str], folder: Path) -> None:
         ) from None
     except OSError:
         return  # a file system without locks
+
+
+def _say_how(place: Place, record: Mapping[str, Any]) -> None:
+    place.write(HOW, json.dumps(record, indent=1, sort_keys=True).encode())
 
 
 def _at_work(folder: Path) -> bool:
