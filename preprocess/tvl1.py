@@ -25,7 +25,7 @@ from preprocess.tvl1_parameters import Parameters
 if TYPE_CHECKING:
     import torch
 
-    from preprocess.tvl1_torch import Solver
+    from preprocess.tvl1_torch import Solver, Warp
 
 Pictures = TypeVar("Pictures", "NDArray[Any]", "torch.Tensor")
 
@@ -124,7 +124,7 @@ def cuda_pairs(height: int, width: int) -> int:
     """How many pairs of this size a GPU takes at once now."""
     import torch
 
-    return _solver(torch.device("cuda"), height, width)[1]
+    return _solver(torch.device("cuda"), height, width)[2]
 
 
 def _loads(driver: str) -> bool:
@@ -151,12 +151,12 @@ def _on_device(first_NHW: torch.Tensor, second_NHW: torch.Tensor, parameters: Pa
     from preprocess.tvl1_torch import flow_of
 
     device, (pairs, height, width) = first_NHW.device, first_NHW.shape
-    solve, at_once = _solver(device, height, width)
+    solve, warp, at_once = _solver(device, height, width)
     flow_NHW2, done = [first_NHW.new_empty((0, height, width, 2), dtype=torch.float32)], 0
     while done < pairs:
         batch = slice(done, done + at_once)
         try:
-            flow_NHW2.append(flow_of(first_NHW[batch], second_NHW[batch], parameters, solve))
+            flow_NHW2.append(flow_of(first_NHW[batch], second_NHW[batch], parameters, solve, warp))
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise
@@ -166,13 +166,13 @@ def _on_device(first_NHW: torch.Tensor, second_NHW: torch.Tensor, parameters: Pa
     return torch.cat(flow_NHW2)
 
 
-def _solver(device: torch.device, height: int, width: int) -> tuple[Solver, int]:
-    """What does the warps on this device, and how many pairs of this size it takes at once."""
+def _solver(device: torch.device, height: int, width: int) -> tuple[Solver, Warp | None, int]:
+    """What solves and what warps on this device, and how many pairs of this size it takes at once."""
     if device.type == "cuda":
         from preprocess import tvl1_triton
 
         if not tvl1_triton.why_unusable(device):
-            return tvl1_triton.solve, tvl1_triton.pairs_at_once(device, height, width)
+            return tvl1_triton.solve, tvl1_triton.warped, tvl1_triton.pairs_at_once(device, height, width)
     from preprocess import tvl1_eager
 
-    return tvl1_eager.solve, max(1, EAGER_PIXELS // (height * width))
+    return tvl1_eager.solve, None, max(1, EAGER_PIXELS // (height * width))

@@ -50,7 +50,7 @@ def step_pass(
     """
     height, width = line.shape[2:]
     each = _tiles_each(height, width, len(running))
-    grid = (-(-_tiles(height, width) // each), len(running))
+    grid = (-(-tiles_of(height, width) // each), len(running))
     _step[grid](
         *old,
         line,
@@ -77,7 +77,7 @@ def step_pass(
 def median_pass(source: Tensor, target: Tensor, running: Tensor, error: Tensor, side: int) -> None:
     """Launches a median filter (side 3 or 5) of both parts of u, (C, 2, H, W), for pairs that have not ended."""
     height, width = source.shape[2:]
-    grid = (_tiles(height, width), len(running), 2)
+    grid = (tiles_of(height, width), len(running), 2)
     _median[grid](
         source,
         target,
@@ -94,12 +94,13 @@ def median_pass(source: Tensor, target: Tensor, running: Tensor, error: Tensor, 
     )
 
 
-def _tiles(height: int, width: int) -> int:
+def tiles_of(height: int, width: int) -> int:
+    """How many tiles cover a picture."""
     return -(-height // ROWS) * -(-width // COLUMNS)
 
 
 def _tiles_each(height: int, width: int, pairs: int) -> int:
-    return max(1, min(_tiles(height, width) * pairs // BLOCKS, _tiles(height, width)))
+    return max(1, min(tiles_of(height, width) * pairs // BLOCKS, tiles_of(height, width)))
 
 
 @triton.jit(do_not_specialize=["place", "each", *SIZES], do_not_specialize_on_alignment=["line", *STEP])

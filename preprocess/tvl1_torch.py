@@ -15,11 +15,14 @@ from torch.nn import functional
 from preprocess.tvl1_eager import Linearised, Parameters, Unknowns
 
 Solver = Callable[[Unknowns, Linearised, Parameters], None]
+Warp = Callable[[Tensor, Tensor, Tensor, Tensor], Linearised]  # as `linearised` below
 
 
 @torch.no_grad()
-def flow_of(first_NHW: Tensor, second_NHW: Tensor, parameters: Parameters, solve: Solver) -> Tensor:
-    """The flow from gray pictures, levels 0..255, to others: (N, H, W, 2), pixels."""
+def flow_of(
+    first_NHW: Tensor, second_NHW: Tensor, parameters: Parameters, solve: Solver, warp: Warp | None = None
+) -> Tensor:
+    """The flow from gray pictures, levels 0..255, to others: (N, H, W, 2), pixels. `warp`: unless `linearised`."""
     firsts, seconds = (_scales(pictures, parameters) for pictures in (first_NHW, second_NHW))
     u1, u2 = torch.zeros_like(firsts[-1]), torch.zeros_like(firsts[-1])
     for one, other in zip(reversed(firsts), reversed(seconds), strict=True):
@@ -29,7 +32,7 @@ def flow_of(first_NHW: Tensor, second_NHW: Tensor, parameters: Parameters, solve
         unknowns = Unknowns(u1=u1.contiguous(), u2=u2.contiguous(), **dual)
         planes_N3HW = torch.stack([other, *_gradient(other)], dim=1)
         for _ in range(parameters.warps):
-            solve(unknowns, linearised(one, planes_N3HW, unknowns.u1, unknowns.u2), parameters)
+            solve(unknowns, (warp or linearised)(one, planes_N3HW, unknowns.u1, unknowns.u2), parameters)
         u1, u2 = unknowns.u1, unknowns.u2
     return torch.stack([u1, u2], dim=-1)
 

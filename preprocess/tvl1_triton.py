@@ -25,6 +25,7 @@ from torch import Tensor
 
 from preprocess.tvl1_eager import Linearised, Parameters, Unknowns
 from preprocess.tvl1_kernels import AT_MOST, LIMIT, median_pass, step_pass
+from preprocess.tvl1_warp_kernel import linearised
 
 VERSION = 1  # of the arithmetic: raise it when the same pictures give other bytes
 AT_ONCE = 64  # pairs in a batch at most: more keep an H100 no busier
@@ -61,6 +62,12 @@ def solve(unknowns: Unknowns, linearised: Linearised, parameters: Parameters) ->
         raise ValueError(f"TV-L1 in Triton: {reason}")
     with _on(device), torch.no_grad():
         _workspace(device, threading.get_ident()).solve(unknowns, linearised, parameters)
+
+
+def warped(first_NHW: Tensor, planes_N3HW: Tensor, u1: Tensor, u2: Tensor) -> Linearised:
+    """The second pictures, as level and gradient, warped by the flow, against the first."""
+    with _on(u1.device):
+        return linearised(first_NHW, planes_N3HW, u1, u2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from preprocess.tvl1_eager import Linearised, Unknowns, solve
 from preprocess.tvl1_parameters import Parameters
 
 Problem = tuple[Unknowns, Linearised, Parameters]
+Pictures = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Solver = Callable[[list[Problem]], list[Unknowns]]
 NAMES = tuple(one.name for one in dataclasses.fields(Unknowns))
 SHORT = Parameters(inner=3, outer=2, epsilon=0.02)
@@ -28,19 +29,20 @@ SHORT = Parameters(inner=3, outer=2, epsilon=0.02)
 INTERPRETED = """
 import pickle, sys
 from preprocess import tvl1_kernels
-from preprocess.tvl1_triton import solve
-problems = pickle.load(open(sys.argv[1], "rb"))
+from preprocess.tvl1_triton import solve, warped
+problems, pictures = pickle.load(open(sys.argv[1], "rb"))
 for problem, blocks in problems.values():
     tvl1_kernels.BLOCKS = blocks
     solve(*problem)
-pickle.dump({name: unknowns for name, ((unknowns, *_), _) in problems.items()}, open(sys.argv[1], "wb"))
+solved = {name: unknowns for name, ((unknowns, *_), _) in problems.items()}
+pickle.dump((solved, warped(*pictures)), open(sys.argv[1], "wb"))
 """
 
 COMPILED = """
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from preprocess import tvl1_kernels
+from preprocess import tvl1_kernels, tvl1_warp_kernel
 from preprocess.tvl1_parameters import Parameters
 from preprocess.tvl1_triton import Turn, Workspace, _launch
 
@@ -50,9 +52,9 @@ class AnH100ThatIsNotThere:
     def get_current_stream(self, device): return 0
 
 driver.set_active(AnH100ThatIsNotThere())
-binaries = {"_step": set(), "_median": set()}
+binaries = {"_step": set(), "_median": set(), "_linearise": set()}
 for name in binaries:
-    kernel = getattr(tvl1_kernels, name)
+    kernel = getattr(tvl1_warp_kernel if name == "_linearise" else tvl1_kernels, name)
     def run(*given, compiled=kernel.run, name=name, grid, warmup, **more):
         binary = compiled(*given, grid=grid, warmup=True, **more)
         binaries[name].add(id(binary))
@@ -60,6 +62,8 @@ for name in binaries:
     kernel.run = run
 for pairs, height, width in ((1, 17, 31), (2, 256, 340), (64, 16, 16)):
     here = Workspace(torch.device("cpu")).fields(pairs, height, width)
+    u1, u2, planes = here.u[0][:, 0].contiguous(), here.u[0][:, 1].contiguous(), here.line
+    tvl1_warp_kernel.linearised(u1, planes, u1, u2)
     for turn in (Turn(), Turn(u=1, error=2)):
         _launch(here, pairs, turn, Parameters(inner=2, epsilon=0.01 * (pairs > 1)))
 print({name: len(some) for name, some in binaries.items()})
@@ -83,17 +87,34 @@ def problems() -> dict[str, Problem]:
 
 
 @pytest.fixture(scope="module")
-def interpreted(problems: dict[str, Problem], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Unknowns]:
-    """The problems solved by the kernels, in a process in which Triton interprets them."""
+def done(
+    problems: dict[str, Problem], pictures: Pictures, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Unknowns], Linearised]:
+    """The problems solved and the pictures warped by the kernels, in a process in which Triton interprets them."""
     path = tmp_path_factory.mktemp("triton") / "problems.pickle"
-    path.write_bytes(
-        pickle.dumps({name: (given, 1 if name == "one block" else 1584) for name, given in problems.items()})
-    )
+    dealt = {name: (given, 1 if name == "one block" else 1584) for name, given in problems.items()}
+    path.write_bytes(pickle.dumps((dealt, pictures)))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", INTERPRETED, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
     return pickle.loads(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def interpreted(done: tuple[dict[str, Unknowns], Linearised]) -> dict[str, Unknowns]:
+    """The problems solved."""
+    return done[0]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    """A first picture, a second one with its gradient, and a flow that also leaves the picture, by far too."""
+    draw = torch.Generator().manual_seed(1)
+    first, *planes = torch.rand(4, 2, 11, 66, generator=draw) * 255
+    u1, u2 = torch.randn(2, 2, 11, 66, generator=draw) * 3
+    u1[0, 3, 4], u2[0, 5, 60], u2[1, 0, 0] = 1e30, -1e9, 10.5
+    return first, torch.stack(planes, dim=1), u1, u2
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +231,21 @@ def test_the_median_is_opencvs(problems, interpreted, side):
         np.testing.assert_array_equal(found, cv2.medianBlur(given, side))
 
 
+def test_pictures_are_warped_as_opencv_warps_them(done, pictures):
+    first, planes, u1, u2 = (one.numpy() for one in pictures)
+    x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in (66, 11)))
+    found = {f.name: getattr(done[1], f.name).numpy() for f in dataclasses.fields(done[1])}
+    for pair in range(2):
+        places = x + u1[pair].clip(-1e4, 1e4), y + u2[pair].clip(-1e4, 1e4)  # OpenCV's own bound is 2^31
+        level, gx, gy = (cv2.remap(plane, *places, cv2.INTER_CUBIC) for plane in planes[pair])
+        np.testing.assert_allclose(found["gx"][pair], gx, atol=1e-3)
+        np.testing.assert_allclose(found["gy"][pair], gy, atol=1e-3)
+        np.testing.assert_allclose(found["grad"][pair], gx**2 + gy**2, rtol=1e-4, atol=1e-1)
+        near = (np.abs(u1[pair]) < 100) & (np.abs(u2[pair]) < 100)
+        rho_c = level - gx * u1[pair] - gy * u2[pair] - first[pair]
+        np.testing.assert_allclose(found["rho_c"][pair][near], rho_c[near], atol=2e-2)
+
+
 def test_the_median_of_25_is_right_for_whatever_grows_along_rows_and_columns():
     """By the 0-1 principle: after its sorting the kernel looks at three diagonals only."""
     patterns = [ones for ones in product(range(6), repeat=5) if list(ones) == sorted(ones)]
@@ -227,7 +263,7 @@ def test_the_kernels_compile_for_an_h100_each_to_one_binary_for_all_sizes_and_ba
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "{'_step': 1, '_median': 1}"
+    assert done.stdout.strip() == "{'_step': 1, '_median': 1, '_linearise': 1}"
 
 
 def test_without_a_gpu_it_says_so():
