@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +28,7 @@ from shards.format import Members, decode, encode, key_of
 from shards.manifest import Manifest, dump_manifest, parse_manifest
 from shards.order import Order
 from shards.partial import held
+from shards.publish import publish
 from shards.recipe import Recipe, filtered
 from shards.record import FlowMade, Record
 from shards.repair import repair
@@ -356,15 +358,21 @@ def test_two_classes_may_become_one(ours: Path, tmp_path: Path) -> None:
     assert_whole(tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["lmdb", "files", "url", "tar", "frames"])
+@pytest.mark.parametrize("kind", ["lmdb", "files", "url", "s3", "tar", "frames"])
 def test_sources_may_lie_anywhere(
-    kind: str, ours: Path, theirs: Path, tmp_path: Path, serve: Callable[[Path], Any]
+    kind: str, ours: Path, theirs: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source: Path | str = tmp_path / f"source.{kind}"
     if kind in ("lmdb", "files"):
         copy_split(theirs, source)
     elif kind == "url":
-        source = serve(theirs).url
+        source = request.getfixturevalue("serve")(theirs).url
+    elif kind == "s3":
+        source = f"s3://{tmp_path.name.replace('_', '-')}/theirs"
+        aws, server = map(request.getfixturevalue, ("aws", "s3_server"))
+        aws(AWS_ENDPOINT_URL=server, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="word", AWS_REGION="us-east-1")
+        boto3.client("s3").create_bucket(Bucket=source.split("/")[2])
+        publish(theirs, source)
     else:
         source = theirs / "train-000000.tar"
     way = {}
