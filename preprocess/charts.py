@@ -13,6 +13,7 @@ from shards.picture import EDGE, FAINT, INK, LABEL_SIZE, PAPER, Picture
 
 FLOW, OVER, REPEATED, MISSING = (28, 113, 216), (196, 40, 27), (222, 140, 20), (138, 63, 143)
 LEFT, RIGHT, TOP, BOTTOM = 68, 10, 26, 24  # pixels about the axes
+LOWEST = 0.5  # pixels: where the axis of the timeline ends at least, so that noise looks like noise
 LEAST = 1e-6  # share at which the axis of the histogram begins: one value in some pairs
 
 
@@ -58,7 +59,7 @@ def timeline(
     Marks above: frames that repeat the one before (orange), and frames before which others are missing (violet).
     """
     page, draw, (left, top, right, bottom) = _axes(size)
-    highest = _round_up(float(length_P.max(initial=0.0)))
+    highest = _round_up(float(length_P.max(initial=LOWEST)))
     for part in (0.0, 0.5, 1.0):
         y = bottom - part * (bottom - top)
         draw.line((left, y, right, y), fill=EDGE)
@@ -110,8 +111,6 @@ def _key(draw: ImageDraw.ImageDraw, marks: Sequence[tuple[str, tuple[int, int, i
 
 def _round_up(value: float) -> float:
     """The next number that an axis may end at: 1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten."""
-    if value <= 0:
-        return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return float(next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9)))
 

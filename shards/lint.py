@@ -98,7 +98,7 @@ def _classes(facts: Sequence[PartFacts], classes: Sequence[str]) -> Iterator[Fin
         counts = np.where(part.counts_K > 0, part.counts_K, part.counts_K.max())
         few, many = int(counts.argmin()), int(part.counts_K.argmax())
         if counts[few] * UNBALANCED <= counts[many]:
-            what = f"{counts[few]:,} records, but {counts[many]:,} of {classes[many]}"
+            what = f"records: {counts[few]:,}, but {counts[many]:,} of {classes[many]}"
             yield Finding(kind="balance", part=part.name, subject=classes[few], what=what)
 
 
