@@ -1,4 +1,4 @@
-"""A Triton kernel: second pictures and their gradients, warped by the flow, against the first. One launch for all pairs.
+"""A Triton kernel: second pictures and their gradients, warped by the flow; one launch for all pairs.
 
 OpenCV's cubic remap (a = -0.75; what lies outside the picture is 0) of three planes at once, each sum in the order of
 the CPU's `tvl1_warp`; PyTorch's grid_sample takes places as parts of the picture's side, which loses 4e-5 pixels.
