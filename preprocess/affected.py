@@ -31,7 +31,7 @@ class Affected:
     packed: int = 0  # from frames and flow that were extracted before
     made: Mapping[str, str] = field(default_factory=dict)  # name of the video: why
     shards: int = 0  # planned
-    standing: int = 0  # of these, how many stand record for record in a split already: their files are shared
+    standing: int = 0  # of these, how many stand record for record in another split: their files are shared
 
     @property
     def records(self) -> int:
@@ -50,12 +50,13 @@ def affected(
     shards: Sequence[PlannedShard],
     splits: Mapping[str, Manifest],
     *,
+    where: str = "",
     finished: Callable[[Video], bool] = lambda _: False,
     failed: Collection[str] = (),
 ) -> Affected:
     """What a build of these shards of `dataset` will do whose bytes `made` decides, as `standing.made_of` has it.
 
-    `splits` are those of the data set that stand, by location, this one first; `finished` says whether a video's record
+    `splits` are those of the data set that stand, by location, the one at `where` first, which is built; `finished` says whether a video's record
     waits from an earlier run; `failed` names videos that had none. Files are told apart by their size, and by their
     bytes where they are newer than the record; no other is read.
     """
@@ -86,7 +87,8 @@ def affected(
             as_they_are.add(key_of(video.name))
         else:
             counts["relabelled"] += 1
-    standing = sum(shard.keys in former.shards and as_they_are.issuperset(shard.keys) for shard in shards)
+    elsewhere = {keys for keys, locations in former.shards.items() if set(locations) - {where}}
+    standing = sum(shard.keys in elsewhere and as_they_are.issuperset(shard.keys) for shard in shards)
     return Affected(made=reasons, shards=len(shards), standing=standing, **counts)
 
 

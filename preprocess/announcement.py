@@ -12,15 +12,12 @@ from preprocess.affected import Affected, affected
 from preprocess.affected import in_words as affected_in_words
 from preprocess.build import complete_before, read_failures, split_location, worker_count
 from preprocess.config import Preprocess
-from preprocess.disk import some
 from preprocess.errors import PreprocessError, VideoError
 from preprocess.estimate import Estimate, bytes_in_words, estimate_build, in_words
-from preprocess.former import changed_files
 from preprocess.listing import Dataset, Video
 from preprocess.notes import noted_shards, read_notes
 from preprocess.places import FolderPlace, Place
 from preprocess.plan import PlannedShard, planned
-from preprocess.record import how_made
 from preprocess.standing import made_of, manifests
 from preprocess.video import source_of
 from preprocess.work import ENDING, record_name, stem_of
@@ -118,17 +115,10 @@ def complete(dataset: Dataset, settings: Preprocess, out: str | Path) -> bool:
     """
     where, made = split_location(dataset, out), made_of(dataset, settings)
     try:
-        if complete_before(where, made) is None:
-            return False
-        if changed := changed_files([video for part in dataset.parts.values() for video in part], where):
-            raise PreprocessError(
-                f"{where}: holds shards of other files than are there now ({some(changed)}). Keep them and name another"
-                " folder with --out, or make them anew with --rebuild"
-            )
+        return complete_before(where, made, dataset) is not None
     except PreprocessError as error:
         words = affected_in_words(affected_by(dataset, settings, out), said_before=str(error))
         raise PreprocessError(f"{error}: {words}") from error
-    return True
 
 
 def affected_by(
@@ -147,7 +137,8 @@ def affected_by(
         made,
         _shards(dataset, settings, share),
         {location: splits[location] for location in sorted(splits, key=lambda location: (location != where, location))},
-        finished=_finished(work_place(out, dataset.name, made["record"]), settings),
+        where=where,
+        finished=_finished(work_place(out, dataset.name, made["record"]), json.dumps(made["record"], sort_keys=True)),
         failed=[failure.name for failure in read_failures(where)],
     )
 
@@ -157,7 +148,7 @@ def _shards(dataset: Dataset, settings: Preprocess, share: Share | None) -> Sequ
     return plan[share.number - 1 :: share.of] if share else plan
 
 
-def _finished(work: Place, settings: Preprocess) -> Callable[[Video], bool]:
+def _finished(work: Place, recipe_text: str) -> Callable[[Video], bool]:
     """Whether the record of a video waits, or is packed already; the video is read where it is newer than that."""
     folder = isinstance(work, FolderPlace)
     names: dict[str, dict[str, float]] = {}  # by stem: names of records, and when they were written, s
@@ -171,7 +162,6 @@ def _finished(work: Place, settings: Preprocess) -> Callable[[Video], bool]:
             for _, note in read_notes(work, split, shards):
                 for name in note.records:
                     names.setdefault(_stem(name), {})[name] = note.began
-    recipe_text = json.dumps(how_made(settings), sort_keys=True)
 
     def finished(video: Video) -> bool:
         known = names.get(stem_of(video), {})

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from preprocess.config import Preprocess
+from preprocess.disk import some
 from preprocess.engines import Engine
 from preprocess.errors import PreprocessError
 from preprocess.finish import Complete, finish, start
+from preprocess.former import changed_files
 from preprocess.listing import Dataset
 from preprocess.notes import read_notes
-from preprocess.places import place_at
+from preprocess.places import DESK, FolderPlace, place_at
 from preprocess.schedule import Schedule, work_off
 from preprocess.site import Site, named, opened_site, split_location
 from preprocess.standing import differences, made_of, standing
 from preprocess.tally import FAILURES, Progress, Tally, failures_in
 from preprocess.work import Failure
 from preprocess.workers import engine_of, pinned, worker_count
-from preprocess.workplace import clear
+from preprocess.workplace import clear, work_place
+from shards.errors import ShardError
 from shards.latest import remember
 from shards.manifest import Manifest
 from shards.stores.connect import is_url
@@ -88,8 +93,8 @@ def build(
     """
     begin, settings = time.monotonic(), pinned(settings, dataset)
     location, made = split_location(dataset, out), made_of(dataset, settings)
-    if not rebuild and (complete := complete_before(location, made)) is not None:
-        return complete_report(dataset, out, complete)
+    if not rebuild and (complete := complete_before(location, made, dataset)) is not None:
+        return complete_report(dataset, settings, out, complete)
     with opened_site(dataset, settings, out) as site:
         tally = Tally(site.shards, settings.failures, progress)
         known = site.known(site.plan)
@@ -132,15 +137,17 @@ def split_folder(dataset: Dataset, out: Path) -> Path:
     return Path(split_location(dataset, out))
 
 
-def complete_before(location: str | Path, made: Mapping[str, Any]) -> Manifest | None:
+def complete_before(location: str | Path, made: Mapping[str, Any], dataset: Dataset) -> Manifest | None:
     """The manifest of shards at `location` that are complete and just those asked for; None if there is none.
 
-    Raises PreprocessError where there are others, and says what differs.
+    Raises PreprocessError where there are others, or of files that were changed since, and says what differs.
     """
     before = standing(location)
     if before.manifest is None and not before.problem:
         return None
     changes = [before.problem] if before.manifest is None else differences(before.manifest.made, made)
+    if not changes and (changed := changed_files(chain.from_iterable(dataset.parts.values()), str(location))):
+        changes = [f"of other files than are there now: {some(changed)}"]
     if changes:
         raise PreprocessError(
             f"{location}: holds other shards ({'; '.join(changes)}). Keep them and name another folder with --out, or"
@@ -149,11 +156,25 @@ def complete_before(location: str | Path, made: Mapping[str, Any]) -> Manifest |
     return None if before.missing else before.manifest
 
 
-def complete_report(dataset: Dataset, out: str | Path, manifest: Manifest) -> BuildReport:
+def complete_report(dataset: Dataset, settings: Preprocess, out: str | Path, manifest: Manifest) -> BuildReport:
     """The report of a split that was complete before."""
     location = split_location(dataset, out)
+    _clear_up(dataset, settings, out)
     _remember(out, location)
     return BuildReport(location=location, manifest=manifest, new=False, failures=read_failures(location))
+
+
+def _clear_up(dataset: Dataset, settings: Preprocess, out: str | Path) -> None:
+    """Removes what a build left that was killed when the split was complete, unless others are at work there."""
+    work, location = work_place(out, dataset.name, made_of(dataset, settings)["record"]), split_location(dataset, out)
+    with suppress(PreprocessError, ShardError, OSError):
+        if isinstance(work, FolderPlace):
+            left = work.root.parent.exists() or any(Path(location).glob(f"{DESK}*"))
+        else:
+            left = bool(work.names())
+        if left:
+            with opened_site(dataset, settings, out) as site:
+                clear(out, site.work, dataset.name, dataset.split, site.videos.values())
 
 
 def read_failures(location: str | Path) -> tuple[Failure, ...]:

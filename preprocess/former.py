@@ -38,7 +38,7 @@ class FormerRecords:
     """What some splits hold."""
 
     of: dict[str, list[Former]] = field(default_factory=dict)  # by key, in the order of the splits
-    shards: set[tuple[str, ...]] = field(default_factory=set)  # the keys of each shard
+    shards: dict[tuple[str, ...], list[str]] = field(default_factory=dict)  # by their keys: the splits that have them
 
 
 def former_records(locations: Sequence[str]) -> FormerRecords:
@@ -51,7 +51,8 @@ def former_records(locations: Sequence[str]) -> FormerRecords:
                 for row, former in _records(split, part, location):
                     found.of.setdefault(row.key, []).append(former)
                     shards.setdefault(row.shard, []).append(row.key)
-                found.shards.update(map(tuple, shards.values()))
+                for keys in shards.values():
+                    found.shards.setdefault(tuple(keys), []).append(location)
     return found
 
 

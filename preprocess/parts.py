@@ -60,7 +60,7 @@ def build_part(
     ours = plan[share.number - 1 :: share.of]
     before = standing(location)
     asked_for = before.manifest is not None and not before.missing and not differences(before.manifest.made, made)
-    if asked_for or (not rebuild and complete_before(location, made) is not None):
+    if asked_for or (not rebuild and complete_before(location, made, dataset) is not None):
         return PartReport(location=location, shards=len(ours), of_shards=len(plan), seconds=0.0, how={}, failures=())
     with opened_site(dataset, settings, out, share, again=rebuild) as site:
         noted_failures = f"failures-{share.number}-of-{share.of}.jsonl"
@@ -96,8 +96,8 @@ def merge(dataset: Dataset, settings: Preprocess, out: str | Path) -> BuildRepor
     """
     begin, settings = time.monotonic(), pinned(settings, dataset)
     location, made = split_location(dataset, out), made_of(dataset, settings)
-    if (complete := complete_before(location, made)) is not None:
-        return complete_report(dataset, out, complete)
+    if (complete := complete_before(location, made, dataset)) is not None:
+        return complete_report(dataset, settings, out, complete)
     with opened_site(dataset, settings, out) as site:
         notes = dict(read_notes(site.work, dataset.split, map(named, site.plan)))
         with ThreadPoolExecutor(AT_ONCE) as threads:

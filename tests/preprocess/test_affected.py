@@ -151,6 +151,35 @@ def test_another_way_of_making_is_the_reason_for_all(root: Path, tmp_path: Path)
     assert "record.rgb.short_side: 32 then, 16 now" in in_words(asked(dataset, tmp_path, smaller))
 
 
+def test_another_size_of_the_shards_makes_no_record_anew(root: Path, tmp_path: Path) -> None:
+    dataset = find_dataset(root)
+    build(dataset, tmp_path)
+    what = asked(dataset, tmp_path, SETTINGS.model_copy(update={"per_shard": 1}))
+    assert in_words(what) == "all 8 records are taken over"
+    assert (what.shards, what.standing) == (8, 0)
+
+
+def test_the_shards_that_are_replaced_are_shared_with_no_one(root: Path, tmp_path: Path) -> None:
+    dataset = find_dataset(root)
+    build(dataset, tmp_path)
+    assert asked(dataset, tmp_path, where=str(tmp_path / "split1")).standing == 0
+    build(find_dataset(root, split=2), tmp_path)
+    what = asked(dataset, tmp_path, where=str(tmp_path / "split1"))
+    assert what.standing == what.shards
+
+
+def test_of_a_longer_list_only_what_is_new_is_made(
+    root: Path, tmp_path: Path, write_video: Callable[..., Path]
+) -> None:
+    build(find_dataset(root), tmp_path)
+    for group in (7, 8):
+        write_video(root / f"videos/a/v_a_g0{group}_c01.avi", frames=1, width=40, height=30)
+    with (root / "ucfTrainTestlist/trainlist01.txt").open("a") as file:
+        file.write("a/v_a_g07_c01.avi 1\na/v_a_g08_c01.avi 1\n")
+    words = in_words(asked(find_dataset(root), tmp_path))
+    assert words == "8 records are taken over, 2 are made: v_a_g07_c01, v_a_g08_c01 (no record yet)"
+
+
 def test_what_waits_and_what_failed_is_told(root: Path, tmp_path: Path) -> None:
     dataset = find_dataset(root)
     what = asked(dataset, tmp_path, finished=lambda video: video.name in ("v_a_g01_c01", "v_a_g02_c01"))

@@ -182,7 +182,7 @@ def test_a_changed_file_is_named_before_just_its_record_is_made_anew(elsewhere, 
     os.utime(path, ns=(later, later))
     refused = run("shards", "--root", root, *TINY)
     assert refused.exit_code == 1
-    assert "holds shards of other files than are there now (v_a_g02_c01)" in line(refused, -1)
+    assert "holds other shards (of other files than are there now: v_a_g02_c01)" in line(refused, -1)
     words = "5 records are taken over, 1 is made: v_a_g02_c01 (another file)"
     assert line(refused, -1).endswith(f"with --rebuild: {words}")
     rebuilt = run("shards", "--root", root, *TINY, "--rebuild")
