@@ -1,4 +1,4 @@
-"""Eight float32 at once in compiled functions, and how functions are compiled.
+"""Eight float32 at once in compiled functions (preprocess/machine_code.py).
 
 `lanes` are a vector of eight in the compiled code, whatever the machine: a processor with shorter registers takes two.
 Every operation is IEEE's own, one by one, nothing contracted or reordered: the same bytes come on every processor.
@@ -8,25 +8,15 @@ Arrays are one-dimensional and float32; nothing checks an index.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 COUNT = 8
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 Lanes = Any  # to type checkers; inside compiled functions a vector
-
-
-def compiled(function: Compiled) -> Compiled:
-    """`function` as machine code, which is kept beside the source, else in the user's cache, else for this process."""
-    try:
-        return cast(Compiled, njit(nogil=True, cache=True, error_model="numpy")(function))
-    except RuntimeError:  # no folder to keep it in
-        return cast(Compiled, njit(nogil=True, error_model="numpy")(function))
 
 
 class LanesType(types.Type):  # type: ignore[misc]

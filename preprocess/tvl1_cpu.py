@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocess.lanes import COUNT
 from preprocess.tvl1_iterate import FIELDS, LINES, MARGIN, pitch_of, solve
 from preprocess.tvl1_parameters import Parameters
 from preprocess.tvl1_warp import linearise, planes_of, resized
@@ -49,9 +50,9 @@ def _of_one_scale(first: Floats, second: Floats, flow: Floats, parameters: Param
     state, other = np.zeros((2, (height + 2) * FIELDS * pitch), np.float32)
     line = np.zeros(height * LINES * pitch, np.float32)
     _picture(state, height, width)[:] = flow / np.float32(unit)
-    planes = planes_of(second)
+    planes, padded = planes_of(second), np.append(first.ravel(), np.zeros(COUNT, np.float32))
     for _ in range(parameters.warps):
-        linearise(first, planes, state, line, unit)
+        linearise(padded, planes, state, line, np.arange(COUNT, dtype=np.float32), height, width, unit)
         swapped = solve(
             state,
             other,
@@ -67,7 +68,7 @@ def _of_one_scale(first: Floats, second: Floats, flow: Floats, parameters: Param
         )
         if swapped:
             state, other = other, state
-    return _picture(state, height, width) * np.float32(unit)
+    return np.ascontiguousarray(_picture(state, height, width) * np.float32(unit))
 
 
 def _picture(state: Floats, height: int, width: int) -> Floats:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.lanes import COUNT, Lanes, compiled, every, least, load, most, put, root, store, total, value
+from preprocess.lanes import COUNT, Lanes, every, least, load, most, put, root, store, total, value
+from preprocess.machine_code import compiled
 from preprocess.tvl1_median import filter_rows
 
 Floats = NDArray[np.float32]
@@ -20,7 +21,7 @@ Floats = NDArray[np.float32]
 MARGIN = 8  # before each row, zeros
 FIELDS = 6  # of a row of `state`
 LINES = 4  # of a row of `line`
-AHEAD = 6  # iterations at most between two looks at the stop: their rows fit the second cache
+AHEAD = 4  # iterations at most between two looks at the stop: more are done in vain more often than they save
 
 
 @compiled

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.lanes import COUNT, Lanes, compiled, least, load, most, store
+from preprocess.lanes import COUNT, Lanes, least, load, most, put, store, value
+from preprocess.machine_code import compiled
 
 Floats = NDArray[np.float32]
 Several = Any  # a tuple of lanes
@@ -21,30 +22,35 @@ def filter_rows(values: Floats, first: int, row: int, height: int, width: int, s
     """In place: the picture whose row y begins at `first + y row`. Past the border the nearest value counts."""
     border = side // 2
     length = (width + 2 * COUNT - 1) // COUNT * COUNT + 2 * COUNT
-    near = np.zeros((5, length), np.float32)  # the rows around, as they were
+    near = np.zeros(5 * length, np.float32)  # the rows around, as they were
     columns, tens = np.zeros(5 * length, np.float32), np.zeros(10 * length, np.float32)
     for y in range(-border, height + border):
-        line, start = near[(y + border) % side], first + min(max(y, 0), height - 1) * row
-        if y >= height:
-            line[:] = near[(height - 1 + border) % side]
+        to = (y + border) % side * length
+        if y < height:
+            _take(values, first + max(y, 0) * row, near, to, width, border)
         else:
-            _put(values, start, line, width, border)
-        if y < border:
-            continue
-        out = first + (y - border) * row
-        if side == 3:
-            _three(near[0], near[1], near[2], columns, values, out, width, length)
-        else:
-            _five(near[0], near[1], near[2], near[3], near[4], columns, tens, values, out, width, length)
+            _again(near, (height - 1 + border) % side * length, to, length)
+        if y >= border:
+            out = first + (y - border) * row
+            if side == 3:
+                _three(near, columns, values, out, width, length)
+            else:
+                _five(near, columns, tens, values, out, width, length)
 
 
 @compiled
-def _put(values: Floats, start: int, line: Floats, width: int, border: int) -> None:
+def _take(values: Floats, start: int, near: Floats, to: int, width: int, border: int) -> None:
     for x in range(0, width, COUNT):
-        store(line, border + x, load(values, start + x))
+        store(near, to + border + x, load(values, start + x))
     for x in range(border):
-        line[x] = values[start]
-        line[border + width + x] = values[start + width - 1]
+        put(near, to + x, value(values, start))
+        put(near, to + border + width + x, value(values, start + width - 1))
+
+
+@compiled
+def _again(near: Floats, start: int, to: int, length: int) -> None:
+    for x in range(0, length, COUNT):
+        store(near, to + x, load(near, start + x))
 
 
 @compiled
@@ -53,10 +59,10 @@ def _order(one: Lanes, other: Lanes) -> Several:
 
 
 @compiled
-def _three(a: Floats, b: Floats, c: Floats, columns: Floats, out: Floats, to: int, width: int, length: int) -> None:
+def _three(near: Floats, columns: Floats, out: Floats, to: int, width: int, length: int) -> None:
     for x in range(0, width + 2, COUNT):
-        low, middle = _order(load(a, x), load(b, x))
-        middle, high = _order(middle, load(c, x))
+        low, middle = _order(load(near, x), load(near, x + length))
+        middle, high = _order(middle, load(near, x + 2 * length))
         low, middle = _order(low, middle)
         store(columns, x, low)
         store(columns, x + length, middle)
@@ -73,21 +79,9 @@ def _three(a: Floats, b: Floats, c: Floats, columns: Floats, out: Floats, to: in
 
 
 @compiled
-def _five(
-    a: Floats,
-    b: Floats,
-    c: Floats,
-    d: Floats,
-    e: Floats,
-    columns: Floats,
-    tens: Floats,
-    out: Floats,
-    to: int,
-    width: int,
-    length: int,
-) -> None:
+def _five(near: Floats, columns: Floats, tens: Floats, out: Floats, to: int, width: int, length: int) -> None:
     for x in range(0, width + 4, COUNT):
-        five = _ordered(load(a, x), load(b, x), load(c, x), load(d, x), load(e, x))
+        five = _ordered(_fives(near, x, length))
         _keep(columns, x, length, five)
     for x in range(0, width + 2, COUNT):
         low, high = _merged(_fives(columns, x, length), _fives(columns, x + 1, length))
@@ -134,7 +128,8 @@ def _tens(tens: Floats, x: int, length: int) -> Several:
 
 
 @compiled
-def _ordered(a: Lanes, b: Lanes, c: Lanes, d: Lanes, e: Lanes) -> Several:
+def _ordered(five: Several) -> Several:
+    a, b, c, d, e = five
     a, d = _order(a, d)
     b, e = _order(b, e)
     a, c = _order(a, c)

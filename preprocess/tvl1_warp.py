@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from preprocess.lanes import (
     COUNT,
     Lanes,
-    compiled,
     down,
     every,
     halves,
@@ -25,6 +24,7 @@ from preprocess.lanes import (
     store,
     value,
 )
+from preprocess.machine_code import compiled
 from preprocess.tvl1_iterate import FIELDS, LINES, MARGIN, pitch_of
 
 Floats = NDArray[np.float32]
@@ -85,28 +85,30 @@ def planes_of(picture: NDArray[np.float32]) -> Floats:
 
 
 @compiled
-def linearise(first: NDArray[np.float32], planes: Floats, state: Floats, line: Floats, unit: float) -> None:
+def linearise(
+    first: Floats, planes: Floats, state: Floats, line: Floats, steps: Floats, height: int, width: int, unit: float
+) -> None:
     """Fill `line`: the second picture, in `planes`, warped by the flow of `state`, against the first.
 
-    `unit`: pixels in the unit of the flow.
+    `first`: its rows, and COUNT values more; `steps`: 0, 1 .. COUNT - 1; `unit`: pixels in the unit of the flow.
     """
-    height, width = first.shape
     pitch, row = pitch_of(width), 4 * (width + 2 * BORDER)
     places = np.zeros(10 * COUNT, np.float32)  # of eight pixels: whole place x, y; weights of four columns, four rows
-    warped = np.zeros(4 * pitch, np.float32)  # rows: level, gradient x, y; the first picture
-    xs, scale = np.arange(pitch).astype(np.float32), np.float32(unit)
+    warped = np.zeros(3 * pitch, np.float32)  # rows: level, gradient x, y
+    scale = np.float32(unit)
     for y in range(height):
         u = (y + 2) * FIELDS * pitch + MARGIN
         for x in range(0, width, COUNT):
-            _place(load(xs, x) + load(state, u + x) * every(scale), width, places, 0, 2 * COUNT)
-            _place(every(np.float32(y)) + load(state, u + pitch + x) * every(scale), height, places, COUNT, 6 * COUNT)
+            across = every(np.float32(x)) + load(steps, 0) + load(state, u + x) * every(scale)
+            along = every(np.float32(y)) + load(state, u + pitch + x) * every(scale)
+            _place(across, width, places, 0, 2 * COUNT)
+            _place(along, height, places, COUNT, 6 * COUNT)
             for i in range(COUNT):
                 level, gx, gy, _ = _taken(planes, places, i, row)
                 put(warped, x + i, level)
                 put(warped, pitch + x + i, gx)
                 put(warped, 2 * pitch + x + i, gy)
-        warped[3 * pitch : 3 * pitch + width] = first[y]
-        _explain(warped, state, u, line, y * LINES * pitch + MARGIN, width, pitch, scale)
+        _explain(warped, first, y * width, state, u, line, y * LINES * pitch + MARGIN, width, pitch, scale)
 
 
 @compiled
@@ -150,13 +152,22 @@ def _taken(planes: Floats, places: Floats, i: int, row: int) -> tuple[float, flo
 
 @compiled
 def _explain(
-    warped: Floats, state: Floats, u: int, line: Floats, g: int, width: int, pitch: int, unit: np.float32
+    warped: Floats,
+    first: Floats,
+    start: int,
+    state: Floats,
+    u: int,
+    line: Floats,
+    g: int,
+    width: int,
+    pitch: int,
+    unit: np.float32,
 ) -> None:
     """A row of `line`: the gradient, one over its square, and what is left where the flow is 0."""
     one, per = every(np.float32(1)), every(np.float32(1) / unit)
     for x in range(0, width, COUNT):
         gx, gy = load(warped, x + pitch) * per, load(warped, x + 2 * pitch) * per
-        apart = (load(warped, x) - load(warped, x + 3 * pitch)) * per * per
+        apart = (load(warped, x) - load(first, start + x)) * per * per
         store(line, g + x, gx)
         store(line, g + pitch + x, gy)
         store(line, g + 2 * pitch + x, one / most(gx * gx + gy * gy, every(FLAT) * per * per))

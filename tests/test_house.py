@@ -30,7 +30,7 @@ PLACES = {
     "torch": r"stmul/.*|preprocess/(tvl1\w*|raft|flow_methods)\.py",
     "torchvision": r"stmul/.*|preprocess/raft\.py",
     "triton": r"preprocess/tvl1_\w*\.py",
-    "numba": r"preprocess/lanes\.py",
+    "numba": r"preprocess/(lanes|machine_code)\.py",
     "cv2": r"preprocess/.*|stmul/resize\.py",
     "av": r"preprocess/.*",
     "webdataset": r"shards/(writer|adapter)\.py",
