@@ -56,9 +56,9 @@ def affected(
 ) -> Affected:
     """What a build of these shards of `dataset` will do whose bytes `made` decides, as `standing.made_of` has it.
 
-    `splits` are those of the data set that stand, by location, the one at `where` first, which is built; `finished` says whether a video's record
-    waits from an earlier run; `failed` names videos that had none. Files are told apart by their size, and by their
-    bytes where they are newer than the record; no other is read.
+    `splits` are those of the data set that stand, by location, the one at `where` first, which is built; `finished`
+    says whether a video's record waits from an earlier run; `failed` names videos that had none. Files are told apart
+    by their size, and by their bytes where they are newer than the record; no other is read.
     """
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}

@@ -36,7 +36,7 @@ def build_display(console: Console) -> Iterator[Watch]:
         return
     columns = (
         TextColumn("{task.description:<8}"),
-        BarColumn(24),
+        BarColumn(16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[words]}", markup=False),
     )
@@ -146,10 +146,10 @@ class _Pace:
         left, come = progress.total - progress.done, 0.0
         if left and self._weighed > 0:
             come = self._videos.bytes / self._weighed * self._videos.total - progress.bytes
-        elif left and progress.done:
+        if left and progress.done and come <= 0:
             come = progress.bytes / progress.done * left
         words = [bytes_in_words(progress.bytes) if progress.bytes else ""]
-        words.append(f"about {bytes_in_words(come)} to come" if come > 0 else "")
+        words.append(f"{bytes_in_words(come)} to come" if come > 0 else "")
         words.append(progress.shard)
         return "  ".join(filter(None, words))
 

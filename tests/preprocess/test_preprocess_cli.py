@@ -307,29 +307,29 @@ def test_disk_to_come_is_reckoned_from_the_records_there_are():
     assert pace.words(Progress(stage="shards", done=0, total=4)) == ""
     pace.words(Progress(stage="videos", done=40, total=100, kept=40))  # in shards that were packed before
     pace.words(Progress(stage="videos", done=50, total=100, kept=40, bytes=20_000_000, shard="train-000000.tar"))
-    assert pace.words(Progress(stage="shards", done=0, total=4)) == "about 200 MB to come"
+    assert pace.words(Progress(stage="shards", done=0, total=4)) == "200 MB to come"
     words = pace.words(Progress(stage="shards", done=1, total=4, bytes=60_000_000, shard="train-000000.tar"))
-    assert words == "60 MB  about 140 MB to come  train-000000.tar"
+    assert words == "60 MB  140 MB to come  train-000000.tar"
     words = pace.words(Progress(stage="shards", done=4, total=4, bytes=220_000_000, shard="test-000000.tar"))
     assert words == "220 MB  test-000000.tar"
 
 
 def test_of_extracted_frames_disk_to_come_is_reckoned_from_shards():
     words = _Pace().words(Progress(stage="shards", done=1, total=4, bytes=60_000_000, shard="train-000000.tar"))
-    assert words == "60 MB  about 180 MB to come  train-000000.tar"
+    assert words == "60 MB  180 MB to come  train-000000.tar"
 
 
 def test_a_terminal_gets_a_bar_for_each_stage():
     from rich.console import Console
 
-    console = Console(force_terminal=True, width=120, record=True)
+    console = Console(force_terminal=True, width=80, record=True)  # the narrowest that there is
     with build_display(console) as watch:
-        watch(Progress(stage="videos", done=1, total=4))
-        watch(Progress(stage="videos", done=4, total=4, failed=1))
-        watch(Progress(stage="shards", done=1, total=2, bytes=5_000_000, shard="train-000000.tar"))
+        watch(Progress(stage="videos", done=1, total=13320))
+        watch(Progress(stage="videos", done=13320, total=13320, failed=1))
+        watch(Progress(stage="shards", done=105, total=210, bytes=5_000_000_000, shard="train-000000.tar"))
     shown = console.export_text()
-    assert re.search(r"videos.*4/4.*1 failed", shown)
-    assert re.search(r"shards.*1/2.*5.0 MB  about 5.0 MB to come  train-000000.tar", shown)
+    assert re.search(r"videos.*13320/13320.*1 failed", shown)
+    assert re.search(r"shards.*105/210.*5.0 GB  5.0 GB to come  train-000000.tar", shown)
 
 
 def test_where_there_is_no_terminal_a_line_comes_for_each_tenth_and_after_long_silence(monkeypatch):
