@@ -153,7 +153,8 @@ def _of_part(shards: Sequence[PlannedShard], keys: set[str], per_video: float, f
 
 
 def _spread(videos: Sequence[Video], most: int) -> Sequence[Video]:
-    return videos[:: max(len(videos) // most, 1)][:most]
+    count = min(len(videos), most)
+    return [videos[i * len(videos) // count] for i in range(count)]
 
 
 def _frames_per_video(videos: Sequence[Video], trials: Sequence[Trial]) -> float:
