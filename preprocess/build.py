@@ -95,9 +95,15 @@ def build(
     location, made = split_location(dataset, out), made_of(dataset, settings)
     if not rebuild and (complete := complete_before(location, made, dataset)) is not None:
         return complete_report(dataset, settings, out, complete)
-    with opened_site(dataset, settings, out) as site:
+    with opened_site(dataset, settings, out, again=rebuild) as site:
         tally = Tally(site.shards, settings.failures, progress)
         known = site.known(site.plan)
+        if known.lost and not rebuild:
+            raise PreprocessError(
+                f"{location}: its shards hold {known.lost:,} records of a build of more videos that was not finished."
+                " Finish it first, name another folder with --out, or replace them with --rebuild: those records are"
+                " then lost"
+            )
         if not known.ours:
             start(site.shards)
         schedule = Schedule(

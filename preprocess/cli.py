@@ -273,9 +273,10 @@ def _waiting(dataset: Dataset, settings: Preprocess) -> Iterator[str]:
 
     for one in waiting_elsewhere(settings.out, dataset.name, made_of(dataset, settings)["record"]):
         yield (
-            f"note: {one.location} holds {bytes_in_words(one.bytes)} in {one.files:,} files of a build that was not"
-            f" finished, with other settings ({'; '.join(one.differences)}); such a build would go on from them."
-            f" If none will: {one.command}"
+            f"note: {one.location} holds {bytes_in_words(one.bytes)} in {one.files:,} files"
+            + (f" and the notes of {one.shards:,} packed shards" if one.shards else "")
+            + f" of a build that was not finished, with other settings ({'; '.join(one.differences)}); such a build"
+            f" would go on from them. If none will: {one.command}"
         )
 
 

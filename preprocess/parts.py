@@ -59,8 +59,8 @@ def build_part(
     plan = planned(dataset, settings.per_shard)
     ours = plan[share.number - 1 :: share.of]
     before = standing(location)
-    asked_for = before.manifest is not None and not before.missing and not differences(before.manifest.made, made)
-    if asked_for or (not rebuild and complete_before(location, made, dataset) is not None):
+    same = before.manifest is not None and not before.missing and not differences(before.manifest.made, made)
+    if (same or not rebuild) and complete_before(location, made, dataset) is not None:
         return PartReport(location=location, shards=len(ours), of_shards=len(plan), seconds=0.0, how={}, failures=())
     with opened_site(dataset, settings, out, share, again=rebuild) as site:
         noted_failures = f"failures-{share.number}-of-{share.of}.jsonl"

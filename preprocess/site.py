@@ -17,7 +17,7 @@ from preprocess.places import FolderPlace, Place, place_at
 from preprocess.plan import PlannedShard, planned
 from preprocess.standing import made_alike, made_of
 from preprocess.work import Job
-from preprocess.workplace import Plan, Share, workplace
+from preprocess.workplace import Plan, Share, must_not_lose, workplace
 from shards.errors import ShardError
 from shards.format import key_of
 from shards.manifest import shard_name
@@ -31,6 +31,7 @@ class Known:
     notes: Mapping[str, Note]  # by shard: packed by an earlier run of this build
     tars: Mapping[str, tuple[str, ...]]  # by key: shards of other builds that were not finished
     ours: bool  # whether shards that this build replaces hold records which it can take over
+    lost: int  # how many records they hold that it does not take over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ class Site:
     def known(self, ours: Sequence[PlannedShard]) -> Known:
         """What is known of the records of the shards `ours`; other planned shards are left to others."""
         notes, tars = dict[str, Note](), dict[str, tuple[str, ...]]()
-        replaced = self.shards.location in self.standing
+        replaced, lost, keys = self.shards.location in self.standing, 0, {key for _, key in self.videos}
         wanted = {named(shard): set(shard.keys) for shard in ours}
         others = {named(shard) for shard in self.plan} - wanted.keys()
         for split, names in noted_shards(self.work).items():
@@ -74,10 +75,11 @@ class Site:
                     notes[name] = note
                     continue
                 replaced |= mine
+                lost += mine and len(set(note.keys) - keys)
                 tar = f"{data_set_location(self.dataset, self.out)}/split{split}/{name}"
                 for key in note.keys:
                     tars[key] = (*tars.get(key, ()), tar)
-        return Known(notes=notes, tars=tars, ours=replaced)
+        return Known(notes=notes, tars=tars, ours=replaced, lost=lost)
 
 
 @contextmanager
@@ -98,6 +100,7 @@ def opened_site(
         workplace(out, dataset.name, dataset.split, made["record"], share=share, plan=agreed, again=again) as work,
         _shards_place(split_location(dataset, out), share) as shards,
     ):
+        must_not_lose(out, dataset.name, dataset.split, made["record"], shards, again)
         yield Site(
             dataset=dataset,
             settings=settings,

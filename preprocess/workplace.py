@@ -20,7 +20,8 @@ from typing import IO, Any
 
 from preprocess.errors import PreprocessError
 from preprocess.listing import Video
-from preprocess.notes import noted_shards, read_notes
+from preprocess.notes import ENDING as PACKED
+from preprocess.notes import noted_shards, read_notes, remove_notes
 from preprocess.places import FolderPlace, Place, place_at
 from preprocess.standing import differences
 from preprocess.work import ENDING, stem_of
@@ -66,6 +67,7 @@ class Waiting:
     location: str
     files: int
     bytes: int
+    shards: int  # that were packed and noted there
     differences: tuple[str, ...]  # `flow.method: 'dis' then, 'tvl1' now` each
     command: str  # that would remove it
 
@@ -140,11 +142,11 @@ def waiting_elsewhere(out: str | Path, dataset: str, record: Mapping[str, Any]) 
     """What builds of this data set with other settings left, and are not at: such builds would go on from it."""
     ours, found = work_place(out, dataset, record).location, []
     above = place_at(f"{out}/{WORK}" if is_url(str(out)) else Path(out) / WORK)
-    sizes: dict[str, list[int]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for name, size in above.sizes().items():
         folder, _, file = name.partition("/")
         if file and file != HOW and folder.startswith(f"{dataset}-"):
-            sizes.setdefault(folder, []).append(size)
+            sizes.setdefault(folder, {})[file] = size
     for folder, those in sorted(sizes.items()):
         place = above.below(folder)
         if place.location == ours or (isinstance(place, FolderPlace) and _at_work(place.root)):
@@ -156,12 +158,38 @@ def waiting_elsewhere(out: str | Path, dataset: str, record: Mapping[str, Any]) 
                 Waiting(
                     location=place.location,
                     files=len(those),
-                    bytes=sum(those),
+                    bytes=sum(those.values()),
+                    shards=sum(name.endswith(PACKED) for name in those),
                     differences=tuple(differences(then, record)),
                     command=f"{remove} {shlex.quote(place.location)}",
                 )
             )
     return found
+
+
+def must_not_lose(
+    out: str | Path, dataset: str, split: int, record: Mapping[str, Any], shards: Place, again: bool
+) -> None:
+    """Raises PreprocessError where a build with other settings was not finished that has packed `shards` of this split.
+
+    Their records are kept nowhere else. With `again` their notes go instead: they will be replaced.
+    """
+    ours = work_place(out, dataset, record).location
+    above = place_at(f"{out}/{WORK}" if is_url(str(out)) else Path(out) / WORK)
+    folders = {name.partition("/")[0] for name in above.names() if name.endswith(PACKED)}
+    for place in (above.below(folder) for folder in sorted(folders) if folder.startswith(f"{dataset}-")):
+        noted = dict(read_notes(place, split, noted_shards(place).get(split, [])))
+        if place.location == ours or not noted:
+            continue
+        lost = [name for name, note in noted.items() if shards.stamp(name) == note.stamp]
+        if lost and not again:
+            other = differences(json.loads(place.read(HOW) or b"{}"), record)
+            raise PreprocessError(
+                f"{shards.location}: {len(lost)} shards there are of a build that was not finished, with other settings"
+                f" ({'; '.join(other)}). Finish it with those settings, name another folder with --out, or replace them"
+                " with --rebuild: what they hold is then lost"
+            )
+        remove_notes(place, split, noted)
 
 
 def clear(out: str | Path, place: Place, dataset: str, split: int, videos: Iterable[Video]) -> None:

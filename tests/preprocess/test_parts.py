@@ -283,16 +283,42 @@ def test_parts_of_other_settings_are_refused_unless_they_begin_anew(root, tmp_pa
         part_here(dataset, other, tmp_path, share(2, 2))
     with pytest.raises(PreprocessError, match="parts of this split were begun otherwise"):
         part_here(dataset, SMALL.model_copy(update={"per_shard": 2}), tmp_path, share(2, 2))
+    with pytest.raises(PreprocessError, match=r"4 shards there .* not finished, .*'dis' then, 'farneback' now.*lost"):
+        build_here(dataset, other, tmp_path)
+    with pytest.raises(PreprocessError, match=r"4 shards there .* not finished"):
+        merge(dataset, other, tmp_path)
+    assert len(list((tmp_path / "small/split1").glob("*.tar"))) == 4
     for number in (1, 2):
         assert part_here(dataset, other, tmp_path, share(number, 2), rebuild=True).how == {"made": 4}
     report = merge(dataset, other, tmp_path)
     assert files(report.folder) == files(build_here(dataset, other, tmp_path / "fresh").folder)
+
+
+def test_records_that_wait_for_other_settings_are_named_with_the_command_that_removes_them(root, tmp_path):
+    dataset, other = find_dataset(root), SMALL.model_copy(update={"flow": Flow(method="farneback")})
+    settings = SMALL.model_copy(update={"per_shard": 3})
+    with pytest.raises(KeyboardInterrupt):
+        build_here(dataset, settings, tmp_path, stopping_after(2))
     (left,) = waiting_elsewhere(tmp_path, "small", how_made(other))
     assert any("'dis' then, 'farneback' now" in one for one in left.differences)
-    assert left.files == 8
-    assert left.bytes == sum(path.stat().st_size for path in Path(left.location).glob("split1/*"))
+    assert (left.files, left.shards) == (1, 0)
+    assert left.bytes == sum(path.stat().st_size for path in Path(left.location).rglob("*.record"))
+    assert build_here(dataset, other, tmp_path).how == {"made": 8}
     subprocess.run(left.command, shell=True, check=True)
     assert waiting_elsewhere(tmp_path, "small", how_made(other)) == []
+
+
+def test_a_smaller_build_does_not_replace_what_a_larger_one_has_finished(root, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build_here(find_dataset(root), SMALL, tmp_path, stopping_after(16))
+    fewer = reduced(find_dataset(root), limit=1)
+    before = files(tmp_path / "small/split1")
+    with pytest.raises(PreprocessError, match=r"hold . records of a build of more videos .*--rebuild: .* lost"):
+        build_here(fewer, SMALL, tmp_path)
+    assert files(tmp_path / "small/split1") == before
+    assert build_here(find_dataset(root), SMALL, tmp_path / "x").new
+    report = build_here(fewer, SMALL, tmp_path, rebuild=True)
+    assert files(report.folder) == files(build_here(fewer, SMALL, tmp_path / "fresh").folder)
 
 
 def test_what_a_running_build_of_other_settings_works_on_is_not_offered_for_removal(root, tmp_path):
