@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import hmdb51, ucf101
+from preprocess.annotations import annotation_name, write_annotations
 from preprocess.datasets import find_dataset, reduced
 from preprocess.errors import DatasetError
 from preprocess.listing import Dataset, Entry, Lists, Video
@@ -118,6 +121,23 @@ def test_the_stratum_is_the_same_whichever_split_is_built(video_folders: Callabl
     less = find_dataset(root, split=1)
     assert less.strata["v_a_g02_c01"] == "train/train"
     assert any("split 2" in note for note in less.notes)
+
+
+def test_annotations_of_all_splits_say_the_strata_that_the_lists_said(
+    video_folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = video_folders(tmp_path / "set", train=3, test=1, frames=1)
+    by_lists = find_dataset(root)
+    (root / "annotations").mkdir()
+    for split in (1, 2, 3):
+        content = write_annotations(find_dataset(root, split=split))
+        (root / "annotations" / annotation_name(split)).write_text(json.dumps(content))
+    shutil.rmtree(root / "ucfTrainTestlist")
+    assert find_dataset(root, kind="ucf101").strata == by_lists.strata
+    (root / "annotations" / annotation_name(3)).write_text("[")
+    two = find_dataset(root, kind="ucf101")
+    assert set(two.strata.values()) == {"test/train", "train/test", "train/train"}
+    assert any("lists of split 3 are broken" in note for note in two.notes)
 
 
 def test_ones_own_videos_split_by_hash_or_numbered_lists_have_strata_too(
