@@ -1,10 +1,10 @@
 """Optical flow by RAFT: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", 2020.
 
 The networks are torchvision's `raft_large` and `raft_small`; the weights come from a file, and its tensors' names say
-which of the two they are for. T frames, H W positions. Nothing is fetched, and nothing in the file is run.
+which of the two they are for. N pairs, H W positions. Nothing is fetched, and nothing in the file is run.
 
-A video is cut into batches from its first pair on, of a size that depends on nothing but the frames' size, and the last
-batch is filled up: so a video's flow is the same whoever asks for it, and in what portions.
+Libraries choose other algorithms for other batches. So a batch's size depends on nothing but the frames' size and the
+kind of device, and the last batch is filled up.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,6 @@ from torch.nn import functional
 
 from configs import SettingsError
 from preprocess.errors import PreprocessError
-
-Picture = NDArray[np.uint8]  # (H, W, 3), RGB
-Field = NDArray[np.float32]  # (H, W, 2), pixels
 
 STRIDE = 8  # pixels of a feature
 SMALLEST = 128  # pixels of a side: the correlation has four levels of at least 2 x 2 features
@@ -70,47 +66,22 @@ def library(path: Path | str, device: torch.device | str) -> str:
 def open_raft(path: Path | str, device: torch.device | str = "cpu") -> Raft:
     """The network that the weights in a file (.pth, .pt or .safetensors) are for, ready on the device.
 
-    Raises SettingsError where there is no file, PreprocessError where it holds something else.
+    It is kept for the next video. Raises SettingsError where there is no file, PreprocessError where it holds something
+    else.
     """
-    from torchvision.models import optical_flow
-
-    where, state = _weights(path), _read(_weights(path))
-    name = _architecture(where, state)
-    network = getattr(optical_flow, name)(weights=None, progress=False)
-    expected = network.state_dict()
-    wrong = [
-        f"{key} is {'missing' if key not in state else tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key not in state or state[key].shape != value.shape
-    ]
-    wrong += [f"{key} is not among {name}'s" for key in state if key not in expected]
-    if wrong:
-        raise PreprocessError(
-            f"{where}: {len(wrong)} of its tensors do not fit torchvision's {name}: {'; '.join(wrong[:3])}."
-            " Take a file of torchvision's weights for it (preprocess.flow.weights)"
-        )
-    network.load_state_dict(dict(state))
-    return Raft(network=network.eval().requires_grad_(False).to(device), name=name, device=torch.device(device))
-
-
-def flows(raft: Raft, pictures: Iterable[Picture], *, updates: int = 12) -> Iterator[Field]:
-    """The flow from each RGB frame (H, W, 3) to the next, (H, W, 2) float32; n frames give n - 1.
-
-    `updates`: how often the network refines its estimate.
-    """
-    pairs = pairwise(pictures)
-    for first in pairs:
-        together = batch_size(raft.device, *first[0].shape[:2])
-        batch = [first, *islice(pairs, together - 1)]
-        filled = batch + [batch[-1]] * (together - len(batch))
-        one, other = (np.stack([pair[i] for pair in filled]) for i in (0, 1))
-        yield from _flow(raft, one, other, updates)[: len(batch)]
+    where = _weights(path)
+    about = where.stat()
+    return _opened(where, about.st_size, about.st_mtime_ns, torch.device(device))
 
 
 def raft_flow(
     raft: Raft, first_NHW3: NDArray[np.uint8], second_NHW3: NDArray[np.uint8], *, updates: int = 12
 ) -> NDArray[np.float32]:
-    """The flow from each RGB picture to its partner, (N, H, W, 2), in batches of the same size as `flows`."""
+    """The flow from each RGB picture to its partner, (N, H, W, 2), pixels.
+
+    `updates`: how often the network refines its estimate. A video's pairs give the same in calls of any multiples of
+    `batch_size` pairs, from its first one on.
+    """
     if first_NHW3.shape != second_NHW3.shape or first_NHW3.ndim != 4 or first_NHW3.shape[3] != 3:
         raise ValueError(
             f"pictures of shapes {first_NHW3.shape} and {second_NHW3.shape}: expected twice the same (N, H, W, 3)"
@@ -134,7 +105,9 @@ def batch_size(device: torch.device, height: int, width: int) -> int:
 
 
 @torch.inference_mode()
-def _flow(raft: Raft, first_NHW3: NDArray[np.uint8], second_NHW3: NDArray[np.uint8], updates: int) -> Field:
+def _flow(
+    raft: Raft, first_NHW3: NDArray[np.uint8], second_NHW3: NDArray[np.uint8], updates: int
+) -> NDArray[np.float32]:
     height, width = first_NHW3.shape[1:3]
     rows, columns = _padded(height) - height, _padded(width) - width
     border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
@@ -174,6 +147,30 @@ def _digest(path: Path, size: int, changed_ns: int) -> str:
     """Of the file as it was then: builds ask for each record."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(where: Path, size: int, changed_ns: int, device: torch.device) -> Raft:
+    """The network with the file's weights as it was then."""
+    from torchvision.models import optical_flow
+
+    state = _read(where)
+    name = _architecture(where, state)
+    network = getattr(optical_flow, name)(weights=None, progress=False)
+    expected = network.state_dict()
+    wrong = [
+        f"{key} is {'missing' if key not in state else tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key not in state or state[key].shape != value.shape
+    ]
+    wrong += [f"{key} is not among {name}'s" for key in state if key not in expected]
+    if wrong:
+        raise PreprocessError(
+            f"{where}: {len(wrong)} of its tensors do not fit torchvision's {name}: {'; '.join(wrong[:3])}."
+            " Take a file of torchvision's weights for it (preprocess.flow.weights)"
+        )
+    network.load_state_dict(dict(state))
+    return Raft(network=network.eval().requires_grad_(False).to(device), name=name, device=device)
 
 
 def _weights(path: Path | str) -> Path:

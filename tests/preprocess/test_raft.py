@@ -31,13 +31,18 @@ def network(small: Path) -> raft.Raft:
     return raft.open_raft(small)
 
 
+def flows(network: raft.Raft, video: np.ndarray, *, updates: int) -> np.ndarray:
+    """The flow from each frame to the next."""
+    return raft.raft_flow(network, video[:-1], video[1:], updates=updates)
+
+
 def frames(count: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 def test_flow_is_what_torchvision_makes_of_pictures_that_need_no_border(network):
     pair = frames(2, 128, 136)
-    [found] = raft.flows(network, pair, updates=2)
+    [found] = flows(network, pair, updates=2)
     one, other = (torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 * 2 - 1 for p in pair)
     with torch.inference_mode():
         expected = network.network(one, other, num_flow_updates=2)[-1][0].permute(1, 2, 0).numpy()
@@ -47,29 +52,27 @@ def test_flow_is_what_torchvision_makes_of_pictures_that_need_no_border(network)
 
 @pytest.mark.parametrize(("height", "width"), [(130, 129), (31, 200), (128, 128)])
 def test_flow_has_the_frames_size_and_is_finite(network, height, width):
-    found = list(raft.flows(network, frames(2, height, width), updates=1))
-    assert [one.shape for one in found] == [(height, width, 2)]
+    found = flows(network, frames(2, height, width), updates=1)
+    assert found.shape == (1, height, width, 2)
+    assert found.dtype == np.float32
     assert np.isfinite(found).all()
-
-
-@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 0), (3, 2)])
-def test_n_frames_give_one_field_less(network, count, expected):
-    assert len(list(raft.flows(network, frames(count, 16, 16), updates=1))) == expected
 
 
 def test_a_pair_gives_the_same_bytes_in_a_video_and_alone_whatever_the_batch(network, monkeypatch):
     video = frames(5, 24, 40)
-    whole = list(raft.flows(network, video, updates=1))
-    alone = [next(raft.flows(network, video[i : i + 2], updates=1)) for i in range(4)]
-    at_once = raft.raft_flow(network, video[:-1], video[1:], updates=1)
-    np.testing.assert_array_equal(whole, alone)
-    np.testing.assert_array_equal(whole, at_once)
+    whole = flows(network, video, updates=1)
+    np.testing.assert_array_equal(whole, [flows(network, video[i : i + 2], updates=1)[0] for i in range(4)])
     # Batches of more than one pair, as on a GPU, the last one filled up: the same up to how its library adds.
     monkeypatch.setattr(raft, "batch_size", lambda *_: 3)
-    np.testing.assert_allclose(whole, list(raft.flows(network, video, updates=1)), atol=1e-3)
-    np.testing.assert_array_equal(
-        list(raft.flows(network, video, updates=1)), raft.raft_flow(network, video[:-1], video[1:], updates=1)
-    )
+    in_batches = flows(network, video, updates=1)
+    np.testing.assert_allclose(whole, in_batches, atol=1e-3)
+    np.testing.assert_array_equal(in_batches[:3], flows(network, video[:4], updates=1))
+    np.testing.assert_array_equal(in_batches[3:], flows(network, video[3:], updates=1))
+
+
+def test_pictures_that_do_not_match_are_refused(network):
+    with pytest.raises(ValueError, match=r"expected twice the same \(N, H, W, 3\)"):
+        raft.raft_flow(network, frames(2, 16, 16), frames(3, 16, 16))
 
 
 def test_the_file_says_which_network_it_is_for(small, tmp_path):
@@ -83,6 +86,10 @@ def test_the_digest_is_that_of_the_file_and_stands_in_what_computed_the_flow(sma
     digest = hashlib.sha256(small.read_bytes()).hexdigest()
     assert raft.weights_digest(small) == digest
     assert raft.library(small, "cpu").startswith(f"raft {digest} on cpu, torch ")
+
+
+def test_a_network_is_read_once_for_many_videos(small):
+    assert raft.open_raft(small) is raft.open_raft(str(small), "cpu")
 
 
 def test_other_weights_under_the_same_name_have_another_digest(small, tmp_path):
@@ -144,6 +151,6 @@ def test_without_a_file_it_says_where_to_get_one(path):
 def test_on_a_gpu_flow_is_the_cpus_and_the_same_again(network, small):
     video = frames(11, 64, 96)
     there = raft.open_raft(small, "cuda")
-    once, again = (list(raft.flows(there, video, updates=3)) for _ in range(2))
+    once, again = (flows(there, video, updates=3) for _ in range(2))
     np.testing.assert_array_equal(once, again)
-    np.testing.assert_allclose(once, list(raft.flows(network, video, updates=3)), atol=1e-2)
+    np.testing.assert_allclose(once, flows(network, video, updates=3), atol=1e-2)
