@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from preprocess.tvl1 import tvl1
 from preprocess.tvl1_eager import Linearised, Unknowns, solve
 from preprocess.tvl1_parameters import Parameters
 
@@ -290,3 +291,17 @@ def test_on_a_gpu_a_pair_gives_the_bytes_that_it_gives_alone(on_gpu):
     together, *alone = on_gpu([given, *(part(given, pair) for pair in range(7))])
     for name in NAMES:
         assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in alone])), name
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_whole_pairs_agree_with_opencv_and_with_themselves_alone():
+    draw = np.random.default_rng(2)
+    noise = draw.integers(0, 256, (6, 264, 348), dtype=np.uint8)
+    pictures = np.stack([cv2.GaussianBlur(one, (0, 0), 2.0) * 3 % 251 for one in noise])
+    first, second = pictures[:, 4:-4, 4:-4], pictures[:, 3:-5, 2:-6]  # by two pixels and one, which all find
+    together = tvl1(first, second, device="cuda")
+    for one, other, found in zip(first, second, together, strict=True):
+        np.testing.assert_array_equal(tvl1(one[None], other[None], device="cuda")[0], found)
+        one, other = np.ascontiguousarray(one), np.ascontiguousarray(other)
+        opencv = cv2.optflow.DualTVL1OpticalFlow_create().calc(one, other, None)
+        assert np.linalg.norm(found - opencv, axis=-1).mean() < 0.05
