@@ -38,7 +38,6 @@ from shards.format import decode, key_of
 from shards.split import open_split
 from shards.writer import pack_shard, shard_slots
 from tests.bench.measure import spread
-from tests.bench.tables import machine
 
 OURS, COMMANDS, TAR, TARFILE = "ours", "tar, sha256sum, sync", "tar, OpenSSL's SHA-256, fsync", "Python's tarfile, same"
 FRAMES = "frames"  # folder of what is packed
@@ -295,6 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> Found:
         table.add_row(*row)
     console.print(table, *sentences(found), sep="\n")
     if given.out:
+        from tests.bench.tables import machine  # loads torch, which the processes that pack can do without
+
         page = as_markdown(found, time.strftime("%Y-%m-%d"), machine(), (before, os.getloadavg()[0]))
         given.out.with_suffix(".md").write_text(page, encoding="utf-8")
     return found

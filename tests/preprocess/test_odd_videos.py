@@ -305,6 +305,20 @@ def test_what_an_edit_list_leaves_out_is_left_out(tmp_path: Path) -> None:
     assert count_frames(path) == 7  # as players show it: from the sixth on
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_a_video_cut_out_of_another_begins_at_its_first_key_frame(tmp_path: Path, ending: str) -> None:
+    whole, path = write(tmp_path / f"whole.{ending}", frames=30, options={"g": "12"}), tmp_path / f"v.{ending}"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+        for packet in packets[5:]:
+            packet.stream = stream
+            out.mux(packet)
+    frames = read_video(path, 48).frames_THWC
+    assert len(frames) == 18  # the others were made of what is not there
+    assert all(looks_like(frame, CORNERS) for frame in frames)
+
+
 def test_interlaced_frames_stay_woven(tmp_path: Path) -> None:
     path = write(tmp_path / "v.mpg", codec="mpeg2video", frames=4, options={"flags": "+ildct+ilme", "top": "1"})
     with opened(path) as film:
