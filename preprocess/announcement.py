@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preprocess.affected import Affected, affected
 from preprocess.affected import in_words as affected_in_words
-from preprocess.build import complete_before, read_failures, split_location, worker_count
+from preprocess.build import complete_before, read_failures, split_location
 from preprocess.config import Preprocess
 from preprocess.errors import PreprocessError, VideoError
 from preprocess.estimate import Estimate, bytes_in_words, estimate_build, in_words
@@ -21,6 +21,7 @@ from preprocess.plan import PlannedShard, planned
 from preprocess.standing import made_of, manifests
 from preprocess.video import source_of
 from preprocess.work import ENDING, record_name, stem_of
+from preprocess.workers import engine_of
 from preprocess.workplace import Share, work_place
 from shards.manifest import Manifest
 from shards.stores.connect import is_url
@@ -36,11 +37,7 @@ class Announcement:
     settings: Preprocess
     free: int | None  # bytes on the disk; None: in a bucket
     replaces: bool  # shards that stand there, which stay until the last of their records is taken over
-
-    @property
-    def workers(self) -> int:
-        """How many processes."""
-        return worker_count(self.settings)
+    workers: int  # processes; 0: as many as a cluster has CPUs
 
     @property
     def room(self) -> float:
@@ -49,7 +46,7 @@ class Announcement:
             return 0.0
         per_shard = self.estimate.bytes / max(self.what.shards, 1)
         new = self.estimate.bytes - per_shard * self.what.standing
-        return 2 * new if self.replaces else new + per_shard * min(self.workers, self.what.shards)
+        return 2 * new if self.replaces else new + per_shard * min(self.workers or self.what.shards, self.what.shards)
 
     def lines(self) -> Iterator[str]:
         """All of it, as it is told."""
@@ -73,11 +70,14 @@ class Announcement:
     def _work(self, estimate: Estimate) -> str:
         amount = f"{estimate.videos:,} videos, about {estimate.frames:,} frames of {estimate.width}x{estimate.height}"
         share, halved = self.what.share_made, self.settings.flow.scale != 1.0
-        took = f"about {in_words(estimate.seconds * share)} with {_counted(self.workers, 'process')}"
         if not share:
             return f"{amount}; nothing is computed"
+        alone = in_words(estimate.core_seconds * share)
+        took = f"about {in_words(estimate.seconds * share)} with {_counted(self.workers, 'process')}"
         if self.workers > 1:
-            took += f", {in_words(estimate.core_seconds * share)} with one"
+            took += f", {alone} with one"
+        elif not self.workers:
+            took = f"about {alone} with one process, which a cluster divides by its CPUs"
         if estimate.pairs_per_s:
             stored = "; flow is stored at half the size" if halved else ""
             where = "one GPU" if estimate.on_gpu else "one core"
@@ -98,13 +98,15 @@ def announcement(dataset: Dataset, settings: Preprocess, out: str | Path, share:
     where = split_location(dataset, out)
     splits = manifests(_folder(where))
     record = made_of(dataset, settings)["record"]
+    _, workers = engine_of(settings, dataset, out)
     return Announcement(
         where=where,
         what=affected_by(dataset, settings, out, share, splits=splits),
-        estimate=estimate_build(dataset, settings, worker_count(settings), _shards(dataset, settings, share)),
+        estimate=estimate_build(dataset, settings, workers, _shards(dataset, settings, share)),
         settings=settings,
         free=None if is_url(where) else shutil.disk_usage(_standing_folder(Path(where))).free,
         replaces=where in splits and splits[where].made.get("record") == record,
+        workers=workers,
     )
 
 

@@ -66,6 +66,12 @@ def test_what_another_split_made_costs_nothing(root: Path, tmp_path: Path) -> No
     assert told.room < told.estimate.bytes
 
 
+def test_a_cluster_of_unknown_size_is_told_the_work_of_one_process(drawn: Path, tmp_path: Path) -> None:
+    for workers, words in ((0, "with one process, which a cluster divides by its CPUs"), (5, "with 5 processes")):
+        settings = SMALL.model_copy(update={"engine": "ray", "workers": workers})
+        assert words in list(announcement(find_dataset(drawn), settings, tmp_path).lines())[-1]
+
+
 def test_a_rebuild_says_that_it_needs_the_room_twice(root: Path, tmp_path: Path) -> None:
     build(find_dataset(root), SMALL, tmp_path, engine=here)
     assert ", twice that while building" in list(announcement(find_dataset(root), SMALL, tmp_path).lines())[-1]
