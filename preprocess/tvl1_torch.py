@@ -40,11 +40,13 @@ def flow_of(
 def linearised(first_NHW: Tensor, planes_N3HW: Tensor, u1: Tensor, u2: Tensor) -> Linearised:
     """The second picture, as level and gradient, warped by the flow, against the first; outside it is 0."""
     height, width = first_NHW.shape[1:]
-    columns, rows = (torch.arange(side, device=u1.device, dtype=u1.dtype) for side in (width, height))
+    # Places are told as parts of the picture's side, and what is lost by that in float32 makes still pictures move.
+    exact = torch.float32 if u1.device.type == "mps" else torch.float64  # which mps lacks
+    columns, rows = (torch.arange(side, device=u1.device, dtype=exact) for side in (width, height))
     x = (columns + u1) * (2 / (width - 1)) - 1  # -1 and 1 are the middles of the outermost pixels
     y = (rows[:, None] + u2) * (2 / (height - 1)) - 1
-    grid = torch.stack([x, y], dim=-1)
-    warped = functional.grid_sample(planes_N3HW, grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+    grid, planes = torch.stack([x, y], dim=-1), planes_N3HW.to(exact)
+    warped = functional.grid_sample(planes, grid, mode="bicubic", padding_mode="zeros", align_corners=True).float()
     level, gx, gy = (warped[:, i].contiguous() for i in range(3))
     return Linearised(gx=gx, gy=gy, grad=gx * gx + gy * gy, rho_c=level - gx * u1 - gy * u2 - first_NHW)
 
