@@ -157,6 +157,8 @@ def _content(answer: Answer, node: str) -> Any:
     """The result. Raises what the task raised, or what is wrong with the node."""
     kind, content = answer
     if kind == "error":
+        if isinstance(content, PreprocessError | ShardError) and content.args == (str(content),):
+            content.args = (f"{content} (on node {node} of the Ray cluster)",)
         raise content
     if kind == "unfit":
         raise PreprocessError(f"node {node} of the Ray cluster {content}")
