@@ -120,8 +120,11 @@ def contact_sheet(
     return page
 
 
-def record_sheet(record: Record, columns: int = 6) -> Image.Image:
-    """A page on `record`: up to `columns` frames spread over it, below each its flow to the next, in one scale."""
+def record_sheet(record: Record, columns: int = 6, *, said: str = "") -> Image.Image:
+    """A page on `record`: up to `columns` frames spread over it, below each its flow to the next, in one scale.
+
+    It says the record's class, or what is `said` instead.
+    """
     count = min(columns, max(1, record.frames - 1))
     instants = [(2 * i + 1) * max(1, record.frames - 1) // (2 * count) for i in range(count)]
     frames = [_decoded(record.rgb, instant, "RGB", record.name) for instant in instants]
@@ -130,8 +133,8 @@ def record_sheet(record: Record, columns: int = 6) -> Image.Image:
     rows = [Row(pictures=frames, labels=labels)]
     made, rgb, flow = record.flow_made, record.rgb, record.flow
     lines = [
-        f"class {record.class_name} (label {record.label}) · {record.frames} frames of {rgb.width} x {rgb.height}"
-        + (f", {rate:g} per second" if rate else "")
+        said or f"class {record.class_name} (label {record.label})",
+        f"{record.frames} frames of {rgb.width} x {rgb.height}" + (f", {rate:g} per second" if rate else ""),
     ]
     if not len(flow):
         lines.append("one frame, so there is no flow")

@@ -15,8 +15,9 @@ COMMANDS = {
     "shards": ("shards.cli:shards", "Look at shards, verify and copy them."),
     "train": ("stmul.cli:train", "Train the network on shards, stage by stage."),
     "test": ("stmul.cli:test", "Score a trained network on the test clips."),
+    "predict": ("stmul.predict_cli:predict", "Say what is done in videos, by a trained network."),
     "fuse": ("stmul.scores_cli:fuse", "Fuse the scores of several tests, or of other methods."),
-    "compare": ("stmul.scores_cli:compare", "Compare two tests clip by clip: is the difference real?"),
+    "compare": ("stmul.scores_cli:compare", "Compare two tests clip by clip, and say whether the difference is real."),
     "report": ("stmul.cli:report", "Write a run's report: one HTML page."),
     "summary": ("stmul.cli:summary", "Print the network's parameters, multiply-adds and memory."),
     "import-matconvnet": ("stmul.cli:import_matconvnet", "Turn the authors' networks into ones of ours."),
@@ -66,7 +67,8 @@ def _loaded(place: str) -> click.Command:
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="stmul")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Spatiotemporal Multiplier Networks: two-stream video action recognition, trained from streaming shards.
 
     \b
@@ -74,6 +76,7 @@ def main() -> None:
     stmul train -c demo
     stmul test
     """
+    ctx.obj = lambda: importlib.import_module("preprocess.in_memory")  # for those who have videos to score
 
 
 def command() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,66 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from configs import SettingsError
-from configs.cli_errors import one_line
-from shards.errors import ShardError
-from stmul.errors import StmulError
+from stmul.options import (
+    gathered,
+    known_errors,
+    nothing,
+    on_shards,
+    opened,
+    run_and_settings,
+    settings_options,
+    speaker,
+)
 
 if TYPE_CHECKING:
     from shards.split import Split
     from stmul.config import Config
-    from stmul.runs import Run
-
-known_errors = one_line(SettingsError, ShardError, StmulError)
-GPU = {"1": "yes", "yes": "yes", "true": "yes", "0": "no", "no": "no", "false": "no", "auto": "auto"}
-
-
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that training and testing share, as in the earlier implementation; they come after `--set`."""
-    options = [
-        click.option("-c", "--cfg", help="Shipped configuration or YAML file; default: the data set's own."),
-        click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."),
-        click.option("-d", "--dataset-dir", help="Folder of the data sets."),
-        click.option("-e", "--experiment-dir", help="Folder of the runs."),
-        click.option("-u", "--use-gpu", type=click.Choice(sorted(GPU)), help="Default: a GPU if there is one."),
-        click.option("-g", "--gpu-id", type=int, help="Which GPU."),
-        click.option("-i", "--pre-trained-id", help="A run: to start from, or to test."),
-        click.option("-p", "--pre-trained-epoch", type=int, help="Its epoch; default: the last."),
-    ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-def gathered(
-    overrides: tuple[str, ...],
-    dataset_dir: str | None,
-    experiment_dir: str | None,
-    use_gpu: str | None,
-    gpu_id: int | None,
-    pre_trained_id: str | None,
-    pre_trained_epoch: int | None,
-) -> list[str]:
-    """All changes in the order in which they count: `--set`, then the named options."""
-    named = {
-        "dataset_dir": dataset_dir,
-        "folder": experiment_dir,
-        "use_gpu": GPU[use_gpu] if use_gpu else None,
-        "gpu_id": gpu_id,
-        "pre_trained_id": pre_trained_id,
-        "pre_trained_epoch": pre_trained_epoch,
-    }
-    # Quoted: YAML would read `yes` as true and a run called 7 as a number.
-    given = {key: value for key, value in named.items() if value is not None}
-    return [*overrides, *(f"experiment.{key}={json.dumps(value)}" for key, value in given.items())]
-
-
-def _opened(config: Config) -> Split:
-    from stmul.opening import open_shards
-
-    return open_shards(config.data)
-
-
-def _on(config: Config, shards: str) -> Config:
-    """The settings with other shards; a split's location is shown, and written, without credentials of its URL."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
 
 
 @click.command()
@@ -91,13 +42,13 @@ def train(cfg: str | None, fresh: bool, profiled: bool, **options: Any) -> None:
 
     changes = gathered(**options)
     config = load(Config, cfg, changes)
-    with _opened(config) as split:
+    with opened(config) as split:
         manifest = split.manifest
         if cfg is None and (name := own_configuration(manifest.dataset)) is not None:
             config = load(Config, name, changes)
             cfg = name
         clips = ", ".join(f"{part.records} {name}" for name, part in manifest.parts.items())
-        say = _speaker()
+        say = speaker()
         say(f"shards    {split.location}")
         named = f"{manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes"
         say(f"data set  {named}, clips: {clips}")
@@ -112,17 +63,17 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool, profiled: bo
     from stmul.logs import run_log, stop_requests
     from stmul.stages import begin, choose_device, train_stages
 
-    say = _speaker()
+    say = speaker()
     device = choose_device(config.experiment, here())
     with joined(device) as ranks, ExitStack() as stack:
-        begun = begin(_on(config, split.location), split, name=name, fresh=fresh, ranks=ranks)
+        begun = begin(on_shards(config, split.location), split, name=name, fresh=fresh, ranks=ranks)
         for line in begun.lines:
             say(line)
         say(f"run       {begun.run.folder}{' (goes on where it was stopped)' if begun.goes_on else ''}, on {device}")
         if ranks.world > 1:
             say(f"ranks     {ranks.world}, of which {ranks.local_world} on this machine")
         watch = stack.enter_context(training_display(Console(quiet=not ranks.first)))
-        log = stack.enter_context(run_log(begun.run) if ranks.first else nullcontext(_nothing))
+        log = stack.enter_context(run_log(begun.run) if ranks.first else nullcontext(nothing))
         stop = stack.enter_context(stop_requests(quiet=not ranks.first))
         done = train_stages(
             begun.config,
@@ -141,17 +92,6 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool, profiled: bo
         say("stopped; run the same command to go on")
         raise SystemExit(130)
     say(f"done      {begun.run.folder}; test it with: stmul test -i {begun.run.id}")
-
-
-def _speaker() -> Callable[[str], None]:
-    """What prints a line, in the first of several processes alone."""
-    from stmul.distributed import here
-
-    return click.echo if here().first else _nothing
-
-
-def _nothing(what: object) -> None:
-    return None
 
 
 @click.command()
@@ -177,9 +117,9 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
     from stmul.runs import write_text
     from stmul.stages import choose_device, load_networks, must_be_unseen
 
-    run, config = _run_and_settings(cfg, gathered(**options))
-    say, device = _speaker(), choose_device(config.experiment, here())
-    with _opened(config) as split, joined(device) as ranks:
+    run, config = run_and_settings(cfg, gathered(**options))
+    say, device = speaker(), choose_device(config.experiment, here())
+    with opened(config) as split, joined(device) as ranks:
         console = Console(quiet=not ranks.first)
         if part not in split.manifest.parts:
             raise SettingsError(f"--part {part}: expected one of {', '.join(split.manifest.parts)}")
@@ -199,7 +139,7 @@ def test(cfg: str | None, part: str, **options: Any) -> None:
         path = run.folder / "results" / f"{results.dataset}-split{results.split}-{part}-epoch{epoch:04d}.json"
         path.parent.mkdir(exist_ok=True)
         write_results(path, results)
-        write_text(path.with_suffix(".yaml"), dump(_on(config, split.location)))
+        write_text(path.with_suffix(".yaml"), dump(on_shards(config, split.location)))
         console.print(results_table(results))
         click.echo(f"scores    {path}")
         click.echo(f"report    {report_of_run(run, results, split)}")
@@ -218,59 +158,11 @@ def report(cfg: str | None, **options: Any) -> None:
     from stmul.results import read_results
     from stmul.run_report import report_of_run
 
-    run, config = _run_and_settings(cfg, gathered(**options))
+    run, config = run_and_settings(cfg, gathered(**options))
     if (path := run.results()) is None:
         raise RunError(f"{run.folder}: no scores yet; make them with: stmul test -i {run.id}")
-    with _opened(config) as split:
+    with opened(config) as split:
         click.echo(f"report    {report_of_run(run, read_results(path), split)}")
-
-
-def _run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
-    """The run asked for and its own settings with the changes on top; its shards, unless others are named."""
-    from configs import load
-    from stmul.config import Config
-    from stmul.runs import find_run
-    from stmul.start import is_network_file
-
-    asked = load(Config, cfg, changes)
-    if is_network_file(asked.experiment.pre_trained_id):
-        return _network_file(asked, Path(asked.experiment.pre_trained_id))
-    run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
-    config = load(Config, cfg or run.folder / "config.yaml", changes)
-    if not config.data.shards:
-        config = _on(config, run.about().shards)
-    return run, config
-
-
-def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
-    """A run of its own for a network that was not trained here, and the settings to test it with."""
-    from stmul.distributed import here
-    from stmul.runs import About, run_of_network
-    from stmul.start import load_joint
-
-    network, origin = load_joint(path)
-    with _opened(config) as split:
-        data = config.data.model_copy(update={"shards": split.location, "stack": network.motion.channels // 2})
-        config = config.model_copy(update={"network": network.settings, "data": data})
-        about = About(
-            shards=split.location,
-            dataset=origin.dataset,
-            split=origin.split,
-            classes=network.class_names or split.manifest.classes,
-            digest=split.manifest.parts["train"].digest if "train" in split.manifest.parts else "",
-            settings={},
-            start=origin.source,
-            network=str(path),
-            done=True,
-        )
-    if not origin.dataset or not origin.split:
-        click.echo(f"note      {path} was trained on {origin.trained_on}: it may have seen the clips tested here")
-    if not network.class_names:
-        click.echo(f"note      {path} names no classes: its scores are taken in the order of the shards' classes")
-    run = run_of_network(Path(config.experiment.folder), path)
-    if here().first:
-        run.describe(about, config)
-    return run, config
 
 
 @click.command(name="import-matconvnet")

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class About:
     settings: Mapping[str, Any]  # resolved, without what does not change the result
     start: str = ""  # what the stages start from, in words
     network: str = ""  # the file of a network that was not trained here
+    made: Mapping[str, Any] = field(default_factory=dict)  # how the records of its shards were made, as they say
     done: bool = False
 
 

@@ -91,6 +91,7 @@ def open_run(config: Config, split: Split, start: Start, *, name: str, fresh: bo
         digest=split.manifest.parts["train"].digest,
         settings=matters,
         start=start.words,
+        made=split.manifest.made,
     )
     folder = Path(config.experiment.folder)
     stopped = None if fresh else unfinished(folder, about)

@@ -1,0 +1,144 @@
+"""What the commands of training and testing share: their options, and the run and settings that these name."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from configs import SettingsError
+from configs.cli_errors import one_line
+from shards.errors import ShardError
+from stmul.errors import StmulError
+
+if TYPE_CHECKING:
+    from shards.split import Split
+    from stmul.config import Config
+    from stmul.runs import Run
+
+known_errors = one_line(SettingsError, ShardError, StmulError)
+GPU = {"1": "yes", "yes": "yes", "true": "yes", "0": "no", "no": "no", "false": "no", "auto": "auto"}
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that training and testing share, as in the earlier implementation; they come after `--set`."""
+    options = [
+        click.option("-c", "--cfg", help="Shipped configuration or YAML file; default: the data set's own."),
+        click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."),
+        click.option("-d", "--dataset-dir", help="Folder of the data sets."),
+        click.option("-e", "--experiment-dir", help="Folder of the runs."),
+        click.option("-u", "--use-gpu", type=click.Choice(sorted(GPU)), help="Default: a GPU if there is one."),
+        click.option("-g", "--gpu-id", type=int, help="Which GPU."),
+        click.option("-i", "--pre-trained-id", help="A run: to start from, or to test."),
+        click.option("-p", "--pre-trained-epoch", type=int, help="Its epoch; default: the last."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def gathered(
+    overrides: tuple[str, ...],
+    dataset_dir: str | None,
+    experiment_dir: str | None,
+    use_gpu: str | None,
+    gpu_id: int | None,
+    pre_trained_id: str | None,
+    pre_trained_epoch: int | None,
+) -> list[str]:
+    """All changes in the order in which they count: `--set`, then the named options."""
+    named = {
+        "dataset_dir": dataset_dir,
+        "folder": experiment_dir,
+        "use_gpu": GPU[use_gpu] if use_gpu else None,
+        "gpu_id": gpu_id,
+        "pre_trained_id": pre_trained_id,
+        "pre_trained_epoch": pre_trained_epoch,
+    }
+    # Quoted: YAML would read `yes` as true and a run called 7 as a number.
+    given = {key: value for key, value in named.items() if value is not None}
+    return [*overrides, *(f"experiment.{key}={json.dumps(value)}" for key, value in given.items())]
+
+
+def opened(config: Config) -> Split:
+    from stmul.opening import open_shards
+
+    return open_shards(config.data)
+
+
+def on_shards(config: Config, shards: str) -> Config:
+    """The settings with other shards; a split's location is shown, and written, without credentials of its URL."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
+
+
+def speaker() -> Callable[[str], None]:
+    """What prints a line, in the first of several processes alone."""
+    from stmul.distributed import here
+
+    return click.echo if here().first else nothing
+
+
+def nothing(what: object) -> None:
+    return None
+
+
+def run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
+    """The run asked for and its own settings with the changes on top; its shards, unless others are named."""
+    from configs import load
+    from stmul.config import Config
+    from stmul.runs import find_run
+    from stmul.start import is_network_file
+
+    asked = load(Config, cfg, changes)
+    if is_network_file(asked.experiment.pre_trained_id):
+        return _network_file(asked, Path(asked.experiment.pre_trained_id))
+    run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
+    config = load(Config, cfg or run.folder / "config.yaml", changes)
+    if not config.data.shards:
+        config = on_shards(config, run.about().shards)
+    return run, config
+
+
+def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
+    """A run of its own for a network that was not trained here, and the settings to test it with."""
+    from stmul.distributed import here
+    from stmul.runs import About, run_of_network
+    from stmul.start import load_joint
+
+    network, origin = load_joint(path)
+    with opened(config) as split:
+        data = config.data.model_copy(update={"shards": split.location, "stack": network.motion.channels // 2})
+        config = config.model_copy(update={"network": network.settings, "data": data})
+        about = About(
+            shards=split.location,
+            dataset=origin.dataset,
+            split=origin.split,
+            classes=network.class_names or split.manifest.classes,
+            digest=split.manifest.parts["train"].digest if "train" in split.manifest.parts else "",
+            settings={},
+            start=origin.source,
+            network=str(path),
+            done=True,
+        )
+    if not origin.dataset or not origin.split:
+        click.echo(f"note      {path} was trained on {origin.trained_on}: it may have seen the clips tested here")
+    if not network.class_names:
+        click.echo(f"note      {path} names no classes: its scores are taken in the order of the shards' classes")
+    run = run_of_network(Path(config.experiment.folder), path)
+    if here().first:
+        run.describe(about, config)
+    return run, config
+
+
+def made_of(run: Run, config: Config) -> Mapping[str, Any]:
+    """How the records of a run's training were made: as the run notes it, else as its shards say.
+
+    Empty for networks that were not trained here.
+    """
+    about = run.about()
+    if about.made or about.network:
+        return about.made
+    with opened(config) as split:
+        return split.manifest.made
