@@ -108,6 +108,30 @@ def test_an_odd_video_is_named_with_its_part(tmp_path, kind):
     assert found(split_of(tmp_path, train=sound("a"), test=[*sound("b"), one])) == expected
 
 
+def test_frames_that_all_repeat_the_first_are_still_whatever_their_flow(tmp_path):
+    frozen = pictures(odd("still"), levels=130)
+    assert found(split_of(tmp_path, train=sound("a"), test=[*sound("b"), frozen])) == [("still", "test", frozen.name)]
+
+
+def test_a_video_that_is_alike_in_several_ways_is_named_once(tmp_path):
+    one, other = record("one"), record("other", frames=41)
+    folder = split_of(tmp_path, train=[*sound("a"), one, other], test=[*sound("b"), one, other])
+    assert sorted(found(folder)) == [("twins across", "test", "one"), ("twins across", "test", "other")]
+
+
+def test_lengths_are_told_apart_where_stacks_and_instants_become_whole(tmp_path):
+    lengths = (1, STACK - 1, STACK, INSTANTS - 1, INSTANTS)
+    some = [record(f"v_{frames}", frames=frames) for frames in lengths]
+    folder = split_of(tmp_path, train=[*sound("a"), *some], test=sound("b"))
+    kinds = {subject: kind for kind, _, subject in found(folder, sample=0)}
+    assert kinds == {
+        "v_1": "short",
+        f"v_{STACK - 1}": "short",
+        f"v_{STACK}": "few instants",
+        f"v_{INSTANTS - 1}": "few instants",
+    }
+
+
 def test_the_same_pictures_in_two_parts_are_an_error_and_within_one_a_warning(tmp_path):
     twin, other = record("v_x_g05_c01"), record("v_y_g06_c01", label=1)
     copies = [replace(twin, name="v_z_g07_c01"), replace(other, name="w_y_g08_c01", label=2, class_name="class2")]
@@ -241,8 +265,22 @@ def test_a_sample_has_each_record_once_and_no_more_than_asked_for(rows, count):
     chosen = [*even, *suspect]
     assert len(chosen) == len(set(chosen)) <= count or len(chosen) == len(rows) <= count
     assert set(chosen) <= set(range(len(rows)))
-    if count >= 4:
-        assert min(range(len(rows)), key=lambda i: rows[i].rgb_size / rows[i].frames) in chosen
+
+
+@pytest.mark.parametrize("place", [0, 77, 199])
+def test_a_sample_has_what_is_suspect_by_its_size(place):
+    def rows(**odd: int) -> list[Outline]:
+        usual = {"rgb_size": 9000, "flow_size": 9000}
+        return [
+            Outline(record=i, key=str(i), label=0, frames=9, width=8, height=8, rgb_tables=i, **(usual | of_one))
+            for i in range(200)
+            for of_one in [odd if i == place else {}]
+        ]
+
+    for one in (rows(rgb_size=100), rows(flow_size=90000)):
+        even, suspect = to_look_at(one, 20)
+        assert place in {*even, *suspect}
+        assert len(even) == 10
 
 
 @given(st.integers(1, 40), st.integers(0, 400))
