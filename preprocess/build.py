@@ -106,13 +106,9 @@ def build(
             )
         if not known.ours:
             start(site.shards)
+        hold = partial(start, site.shards) if known.ours else None
         schedule = Schedule(
-            site.plan,
-            site.videos,
-            known.notes,
-            known.tars,
-            tally,
-            hold=partial(start, site.shards) if known.ours else None,
+            site.plan, site.videos, known.notes, known.tars, tally, hold=hold, ours=site.shards.location
         )
         tally.begin()
         run, workers = engine_of(settings, dataset, out)

@@ -81,7 +81,10 @@ def packer(job: Job) -> Callable[[Shard], Result]:
         failures: list[Failure] = []
         records = _Records(job, shard, note, library, failures)
         try:
-            packed = _copied(job, shard, library) or _packed(job, shard, records)
+            packed = _copied(job, shard, library)
+            if packed is None and any(one.held and one.held.location == job.shards.location for one in shard.entries):
+                return Result(file=None, lost=tuple(entry.key for entry in shard.entries))
+            packed = packed or _packed(job, shard, records)
         except _LostError:
             return Result(file=None, lost=records.lost())
         if isinstance(job.shards, FolderPlace):
@@ -193,12 +196,13 @@ def _packed(job: Job, shard: Shard, records: Iterable[tuple[str, Members | Recor
 
 
 def _copied(job: Job, shard: Shard, library: Library) -> Packed | None:
-    """The shard as a copy, or a second name, of one that stands and holds just these records; None if there is none."""
+    """The shard, where one stands that holds just these records: that one, or a second name or a copy of it."""
     held = [entry.held for entry in shard.entries if entry.held is not None]
     if len(held) < len(shard.entries) or len({(one.location, one.part, one.shard) for one in held}) != 1:
         return None
     first, records = held[0], [one.record for one in held]
-    if first.location.endswith(".tar") or not isinstance(job.shards, FolderPlace):
+    stays = first.location == job.shards.location
+    if first.location.endswith(".tar") or not (stays or isinstance(job.shards, FolderPlace)):
         return None
     try:
         split = library.split(first.location)
@@ -209,12 +213,16 @@ def _copied(job: Job, shard: Shard, library: Library) -> Packed | None:
         labels = [(row.label, split.manifest.classes[row.label]) for row in rows]
         if labels != [(entry.video.label, entry.video.class_name) for entry in shard.entries]:
             return None
-        with job.shards.desk() as desk:
-            _link_or_copy(Path(first.location) / file.name, desk / shard.name)
-            if difference(desk / shard.name, file):
+        ours = replace(file, name=shard.name)
+        if stays:
+            if file.name != shard.name or job.shards.differs(file):
                 return None
-            ours = replace(file, name=shard.name)
-            job.shards.take(desk / shard.name, ours)
+        else:
+            with job.shards.desk() as desk:
+                _link_or_copy(Path(first.location) / file.name, desk / shard.name)
+                if difference(desk / shard.name, ours):
+                    return None
+                job.shards.take(desk / shard.name, ours)
     except (OSError, ShardError, LookupError):
         return None  # it is packed instead, which says what is wrong
     return Packed(file=ours, rows=tuple(_renumbered(rows, shard.number)))

@@ -1,7 +1,8 @@
 """What is to be done for the shards of a build, and when: the records of a shard first, then the shard.
 
 A shard is packed as soon as its last record is there, so that finished records need room for a few shards only. Where
-shards of the same names stand that hold records which are still needed, packing waits for all records instead.
+shards of the same names stand that hold records which are still needed, those that stay as they are come first, and
+packing waits for copies of all other records.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from preprocess.notes import Note, contents_of
 from preprocess.pack import Entry, Result, Shard, packer
 from preprocess.plan import PlannedShard
 from preprocess.tally import Tally
-from preprocess.work import Failure, Finished, Job, Task, video_worker
+from preprocess.work import Failure, Finished, How, Job, Task, video_worker
 from shards.format import key_of
 from shards.manifest import shard_name
 
@@ -39,6 +40,7 @@ class _Slot:
     entries: dict[str, Entry] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     lost: int = 0  # how often records had to be made again
+    stays: bool = False  # it stands as it is to be, and replaces nothing
 
     @property
     def name(self) -> str:
@@ -69,15 +71,17 @@ class Schedule:
         tally: Tally,
         *,
         hold: Callable[[], None] | None = None,
+        ours: str = "",
     ) -> None:
         """`videos` by part and key; `notes` by shard; `tars`: where shards of unfinished builds hold records, by key.
 
-        With `hold` no shard is packed before all records are there, and `hold` was called.
+        With `hold` no shard is replaced before all records are there, and `hold` was called. `ours` is the location of
+        the split: records that stand there are copied, unless they are a whole shard that stays.
         """
         self.tasks: list[Task | Shard] = []
-        self._tally, self._hold, self._ready = tally, hold, list[_Slot]()
+        self._tally, self._hold, self._ours, self._ready = tally, hold, ours, list[_Slot]()
         self._slots: dict[tuple[str, str], _Slot] = {}  # by part and key
-        self._open = 0  # videos
+        self._open = 0  # tasks that a replaced shard must wait for
         tally.shards = len(planned)
         for one in planned:
             slot = _slot(one, videos, notes.get(shard_name(one.part, one.number)))
@@ -116,11 +120,14 @@ class Schedule:
             slot.failures[key] = failure = _crash(task, result) if isinstance(result, Died) else result
             self._tally.failed(failure)
         if not slot.waiting:
-            self._pack(slot)
+            self._complete(slot)
 
     def _take_shard(self, shard: Shard, result: Result | Died) -> None:
         if isinstance(result, Died):
             raise PreprocessError(f"{shard.name}: the process writing it was {result.reason}, twice; is memory short?")
+        slot = self._slots[shard.part, next(iter(shard.entries)).key] if shard.entries else None
+        if slot is not None and slot.stays:
+            self._open -= 1
         if not result.lost:
             for failure in result.failures:
                 if failure.name not in {one.name for one in shard.failures}:
@@ -129,17 +136,35 @@ class Schedule:
             for entry in shard.entries:
                 del self._slots[shard.part, entry.key]
             return
-        slot = self._slots[shard.part, result.lost[0]]
+        assert slot is not None
         slot.lost += 1
         if slot.lost > 2:
             raise PreprocessError(
                 f"{shard.name}: finished records vanish before they are packed, {result.lost[0]!r} among them; does"
                 " something else write or clean up there?"
             )
-        slot.waiting = set(result.lost)
+        self._again(slot, result.lost, "taken over" if slot.stays else "kept")
+
+    def _complete(self, slot: _Slot) -> None:
+        """Packs a shard, or leaves it as it stands; or has those records copied first that stand in this split."""
+        held = {key: entry.held for key, entry in slot.entries.items() if entry.held is not None}
+        standing = {key: one for key, one in held.items() if one.location == self._ours}
+        of_shards = {(one.part, one.shard) for one in standing.values()}
+        if not standing:
+            self._pack(slot)
+        elif len(standing) == len(slot.entries) and of_shards == {(slot.planned.part, slot.planned.number)}:
+            slot.stays = True
+            self._open += 1
+            self.tasks.append(slot.shard())
+        else:
+            self._again(slot, [*standing], "taken over")
+
+    def _again(self, slot: _Slot, keys: Sequence[str], how: How) -> None:
+        """Has records made again, or copied from where they stand."""
+        slot.waiting, slot.stays = set(keys), False
         self._open += len(slot.waiting)
-        self._tally.again(len(slot.waiting))
-        self.tasks += [Task(video=slot.videos[key], part=shard.part) for key in result.lost]
+        self._tally.again(len(slot.waiting), how)
+        self.tasks += [Task(video=slot.videos[key], part=slot.planned.part, copy=True) for key in keys]
 
     def _pack(self, slot: _Slot) -> None:
         if self._hold is None:

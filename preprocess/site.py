@@ -101,6 +101,8 @@ def opened_site(
         _shards_place(split_location(dataset, out), share) as shards,
     ):
         must_not_lose(out, dataset.name, dataset.split, made["record"], shards, again)
+        ours = shards.location  # first: what stands in this split may stay where it is
+        alike = made_alike(data_set_location(dataset, out), made["record"])
         yield Site(
             dataset=dataset,
             settings=settings,
@@ -108,7 +110,7 @@ def opened_site(
             made=made,
             plan=plan,
             videos={(part, key_of(video.name)): video for part, videos in dataset.parts.items() for video in videos},
-            standing=tuple(made_alike(data_set_location(dataset, out), made["record"])),
+            standing=tuple(sorted(alike, key=lambda location: (location != ours, location))),
             work=work,
             shards=shards,
             share=str(share or ""),

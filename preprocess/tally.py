@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from preprocess.errors import PreprocessError
 from preprocess.pack import Result
 from preprocess.places import Place
-from preprocess.work import Failure, Finished
+from preprocess.work import Failure, Finished, How
 
 FAILURES = "failures.jsonl"
 
@@ -71,10 +71,10 @@ class Tally:
         self._done["shards"] += 1
         self._tell("shards", result.file.name)
 
-    def again(self, records: int) -> None:
-        """Takes back that records of earlier runs were found, which must be made again."""
+    def again(self, records: int, how: How) -> None:
+        """Takes back that records were there, which must be made or copied after all."""
         self._done["videos"] -= records
-        self.how["kept"] -= min(records, self.how["kept"])
+        self.how[how] -= min(records, self.how[how])
 
     def failed(self, failure: Failure, *, video: bool = True) -> None:
         """Notes the failure. Raises PreprocessError where there are more than are put up with, or the video is gone."""

@@ -54,6 +54,7 @@ class Task:
     part: str
     packed: str = ""  # the name of its record in the shard that was packed before; empty: in none
     tars: tuple[str, ...] = ()  # shards of builds that were not finished; they hold a record of this name
+    copy: bool = False  # keep the record, also where it stands in this split, whose shards will be replaced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +98,8 @@ def video_worker(job: Job) -> Callable[[Task], Finished | Failure]:
             members: Members | None = read_record(job.work, name)
             if members is None and (found := library.find(video, source, (*task.tars, *job.standing))) is not None:
                 how, held, members = "taken over", found[0], relabelled(found[1], video)
-                if held.location == ours or held.location.startswith(f"{ours}/"):
-                    held = None  # it will be replaced; other records of it may still be needed when it is
+                if held.location.startswith(f"{ours}/") or (held.location == ours and task.copy):
+                    held = None  # its shard will be replaced; others of it may still be needed when it is
                     write_record(job.work, name, members)
             if members is None:
                 how, members = "made", encode(make_record(video, job.settings))

@@ -368,6 +368,41 @@ def test_a_rebuild_stopped_anywhere_computes_nothing_twice(own_root, tmp_path, w
     assert files(report.folder) == files(build_here(dataset, settings, tmp_path / "fresh").folder)
 
 
+def test_a_rebuild_leaves_shards_alone_that_hold_no_changed_record(own_root, tmp_path, write_video):
+    settings, most = SMALL.model_copy(update={"per_shard": 2}), list[int]()
+    folder = build_here(find_dataset(own_root), settings, tmp_path).folder
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.tar")}
+    write_video(own_root / "videos/a/v_a_g02_c01.avi", frames=4, seed=99, **SIZE)
+
+    def watch(progress: Progress) -> None:
+        most.append(len(list((tmp_path / ".work").rglob("*.record"))))
+
+    dataset = find_dataset(own_root)
+    report = build_here(dataset, settings, tmp_path, watch, rebuild=True)
+    assert report.how == {"made": 1, "taken over": 7}
+    changed = [name for name, inode in before.items() if (folder / name).stat().st_ino != inode]
+    assert len(changed) == 1
+    assert max(most) <= settings.per_shard
+    assert files(folder) == files(build_here(dataset, settings, tmp_path / "fresh").folder)
+
+
+@pytest.mark.parametrize("damaged", ["changed", "other"])
+def test_a_rebuild_makes_damaged_records_again_wherever_they_are(own_root, tmp_path, write_video, damaged):
+    settings = SMALL.model_copy(update={"per_shard": 2})
+    folder = build_here(find_dataset(own_root), settings, tmp_path).folder
+    write_video(own_root / "videos/a/v_a_g02_c01.avi", frames=4, seed=99, **SIZE)
+    dataset = find_dataset(own_root)
+    of_changed = next(named(shard) for shard in planned(dataset, 2) if "v_a_g02_c01" in shard.keys)
+    for path in folder.glob("*.tar"):
+        if (path.name == of_changed) == (damaged == "changed"):
+            content = bytearray(path.read_bytes())
+            content[-4000 if damaged == "other" else 1536 + 600] ^= 1
+            path.write_bytes(content)
+    report = build_here(dataset, settings, tmp_path, rebuild=True)
+    assert files(report.folder) == files(build_here(dataset, settings, tmp_path / "fresh").folder)
+    assert sum(report.how.values()) == 8
+
+
 def test_a_damaged_shard_whose_records_are_gone_is_made_again(root, tmp_path, reference):
     dataset = find_dataset(root)
     with pytest.raises(KeyboardInterrupt):
