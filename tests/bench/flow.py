@@ -25,13 +25,13 @@ from tests.bench.flow_drawn import drawn_pairs
 from tests.bench.flow_found import Agreement, GpuRate, agreement, batches_agree, gpu_rates, known_errors, rates
 from tests.bench.flow_pairs import NAMED, Pair, consecutive, named_pairs
 from tests.bench.flow_tables import Report, as_markdown, picture, show
-from tests.bench.flow_ways import EAGER, GPU, RAFT, SKIMAGE, Way, ours, raft_way, ways
+from tests.bench.flow_ways import GPU, RAFT, Way, ours, raft_way, ways
 from tests.bench.loader import WIDTH, progress_line
 from tests.bench.measure import Progress
 from tests.bench.tables import machine
 
 BATCHED = 12  # pairs whose bytes in a batch are compared with those alone
-SLOW = {RAFT: 1, EAGER: 4}  # pairs of a round at most
+SLOW = {RAFT: 1}  # pairs of a round at most
 STREAMED = "v_HorseRace_g05_c04"  # the video whose pairs a GPU gets one after the other
 GPU_BATCHES = (1, 8, 16, 32, 64)
 
@@ -108,7 +108,7 @@ def measured(asked: argparse.Namespace, progress: Progress) -> Report:
         agreement=compared,
         batched=batched,
         known=known,
-        rates=rates(timed, some, {**SLOW, SKIMAGE: asked.timed}, asked.repeats, progress) if asked.repeats else {},
+        rates=rates(timed, some, SLOW, asked.repeats, progress) if asked.repeats else {},
         size=(timed[0].first.shape[1], timed[0].first.shape[0]),
         gpu=torch.cuda.get_device_name() if len(devices) > 1 else "",
         gpu_rates=gpu_measured(asked, pairs, progress) if len(devices) > 1 else (),

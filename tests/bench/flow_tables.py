@@ -59,8 +59,10 @@ def goals(report: Report) -> Iterator[Goal]:
         yield Goal("known flow: error beyond OpenCV's, worst drawn pair, px", KNOWN_SLACK, True, max(worse))
         yield Goal("known flow: error beyond OpenCV's, mean, px", KNOWN_SLACK / 5, True, statistics.mean(worse))
     if report.rates:
-        yield Goal("one core: pairs a second over OpenCV's, compiled", 3.0, False, faster(report.rates, OURS))
-        yield Goal("one core: the same in plain PyTorch", 2.0, False, faster(report.rates, EAGER))
+        yield Goal("one core: pairs a second over OpenCV's", 3.0, False, faster(report.rates, OURS))
+        yield Goal(
+            "one core: the same in plain PyTorch, for devices without kernels", 2.0, False, faster(report.rates, EAGER)
+        )
     best = max((rate.pairs_a_second for rate in report.gpu_rates), default=None)
     yield Goal("GPU: pairs a second", GPU_GOAL, False, best)
 
@@ -183,7 +185,8 @@ def picture(found: Sequence[Agreement], path: Path) -> None:
         for one in worst(found)
     ]
     title = "The pairs that differ most from OpenCV's TV-L1"
-    contact_sheet(rows, title=title, corner=legend(limit), height=200).save(path)
+    sheet = contact_sheet(rows, title=title, corner=legend(limit), height=200)
+    sheet.quantize(128).save(path, optimize=True)  # a third of the bytes
 
 
 def _apart(one: Field, other: Field) -> NDArray[np.uint8]:
@@ -202,8 +205,10 @@ NOTES = (
     " elsewhere. No other implementation can be expected to come nearer.",
     "",
     "**Drawn motion**: textures by a formula, moved by a linear map; errors are judged where both pictures show the"
-    " same, four pixels from the edge. Levels are whole numbers, as in a video.",
+    " same, four pixels from the edge. Levels are whole numbers, as in a video. Nine pixels of so fine a texture are"
+    " beyond five scales of 0.8, for OpenCV's TV-L1 as for ours.",
     "",
     "scikit-image's TV-L1 does another amount of work (ten iterations a warp, no median), so its time says little"
-    " alone; its errors against known flow stand above. Plain PyTorch is what runs on devices without kernels of ours.",
+    " alone; its errors against known flow stand above. Plain PyTorch is what runs on devices without kernels of ours;"
+    " our kernels on the CPU need no compiler on the machine.",
 )
