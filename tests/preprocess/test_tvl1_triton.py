@@ -257,6 +257,73 @@ def test_the_median_of_25_is_right_for_whatever_grows_along_rows_and_columns():
         assert sorted([max(low), sorted(middle)[2], min(high)])[1] == (grid.sum() >= 13)
 
 
+def test_a_pass_is_launched_then_recorded_then_replayed_and_forgotten_with_its_memory(monkeypatch):
+    from preprocess import tvl1_triton
+    from preprocess.tvl1_triton import Turn, Workspace
+
+    done: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replay")
+
+    def recorded(*_: object) -> Graph:
+        done.append("record")
+        return Graph()
+
+    monkeypatch.setattr(tvl1_triton, "_launch", lambda *_: done.append("launch"))
+    monkeypatch.setattr(tvl1_triton, "_recorded", recorded)
+    workspace = Workspace(torch.device("cpu"))
+    here = workspace.fields(4, 20, 30)
+    workspace.device = torch.device("cuda")
+    turns = [Turn()]
+    for _ in range(4):
+        turns.append(workspace.run(here, 4, turns[-1], Parameters(inner=30)))
+    assert turns == [Turn(), Turn(u=1), Turn(), Turn(u=1), Turn()]  # the median takes turns, thirty iterations do not
+    assert done == ["launch", "launch", "record", "replay", "record", "replay"]
+    workspace.run(here, 2, Turn(), Parameters(inner=30))  # fewer pairs run: another pass
+    assert done[6:] == ["launch"]
+    workspace.device = torch.device("cpu")
+    again = workspace.fields(2, 16, 24)
+    assert again.u[0].data_ptr() == here.u[0].data_ptr()
+    assert workspace.recorded
+    workspace.fields(8, 20, 30)
+    assert not workspace.recorded
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("median", [1, 5])
+def test_turns_are_those_of_the_launches(monkeypatch, inner, median):
+    from preprocess import tvl1_triton
+    from preprocess.tvl1_triton import Turn, Workspace
+
+    here, parameters = Workspace(torch.device("cpu")).fields(1, 3, 5), Parameters(inner=inner, median=median)
+    newest = {"u": here.u[0], "p": here.p[0], "error": here.errors[0]}
+
+    def median_pass(source, target, running, error, side):
+        assert source is newest["u"]
+        assert error.data_ptr() == newest["error"].data_ptr()
+        newest["u"] = target
+
+    def step_pass(*, old, new, errors, place, **_):
+        assert old[0] is newest["u"]
+        assert old[1] is newest["p"]
+        assert errors[0].data_ptr() == newest["error"].data_ptr()
+        assert len({one.data_ptr() for one in errors}) == 3
+        assert (here.u[place % 2] is new[0], here.p[place // 2] is new[1]) == (True, True)
+        newest.update(u=new[0], p=new[1], error=errors[1])
+
+    monkeypatch.setattr(tvl1_triton, "median_pass", median_pass)
+    monkeypatch.setattr(tvl1_triton, "step_pass", step_pass)
+    turn = Turn()
+    for _ in range(4):
+        tvl1_triton._launch(here, 1, turn, parameters)
+        turn = tvl1_triton._turn_after(turn, parameters)
+        assert here.u[turn.u] is newest["u"]
+        assert here.p[turn.p] is newest["p"]
+        assert here.errors[turn.error].data_ptr() == newest["error"].data_ptr()
+
+
 @pytest.mark.slow
 def test_the_kernels_compile_for_an_h100_each_to_one_binary_for_all_sizes_and_batches():
     """Another binary might sum a tile in another order. No GPU is needed to compile for one."""
