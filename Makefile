@@ -9,7 +9,7 @@ setting = $(if $($(1)),--set "$(2)=$($(1))")
 said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network bench-flow
+.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network bench-flow bench-packing
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -92,3 +92,6 @@ bench-network: setup-dev  ## the same for the network: minutes on a CPU
 
 bench-flow: .venv-bench/.installed  ## the same for optical flow (DATA=folder of videos ARGS="--out docs/benchmarks/NAME"): 20 minutes
 	@.venv-bench/bin/python -m tests.bench.flow $(if $(DATA),--data "$(DATA)",--drawn) $(ARGS)
+
+bench-packing: setup-dev  ## the same for packing extracted frames (SHARDS= ARGS=): minutes
+	@shards="$(SHARDS)"; $(BIN)/python -m tests.bench.packing --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)

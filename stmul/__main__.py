@@ -25,6 +25,7 @@ COMMANDS = {
 }
 # Commands of a group whose package knows nothing of the package that the command is in.
 JOINED = {"shards": {"bench": "stmul.bench_cli:bench"}}
+RECORDS = "preprocess.in_memory"  # makes records of videos that are to be scored
 
 
 class Lazy(click.Group):
@@ -76,7 +77,7 @@ def main(ctx: click.Context) -> None:
     stmul train -c demo
     stmul test
     """
-    ctx.obj = lambda: importlib.import_module("preprocess.in_memory")  # for those who have videos to score
+    ctx.obj = lambda: importlib.import_module(RECORDS)
 
 
 def command() -> None:

@@ -62,7 +62,7 @@ def test_the_python_of_the_page_runs(places, capsys):
 def test_the_commands_of_the_page_run(places):
     (Path.cwd() / "copies").mkdir()
     lines = [line for block in blocks("sh") for line in places(block).splitlines()]
-    assert len(lines) == 10
+    assert len(lines) == 15
     for line in lines:
         program, *arguments = shlex.split(line)
         result = CliRunner().invoke(main, arguments)
