@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.build import build
+from preprocess.config import Flow, Preprocess, Rgb
+from preprocess.datasets import find_dataset
 from preprocess.links import share, shared_bytes, siblings_of
+from preprocess.plan import planned
 from shards.manifest import Manifest, ShardFile
 
 
@@ -97,3 +101,20 @@ def test_a_sibling_without_a_readable_manifest_counts_for_nothing(two: tuple[Pat
     assert siblings_of(two[1])
     (two[0] / "manifest.json").write_bytes(b"{")
     assert not siblings_of(two[1])
+
+
+@pytest.mark.slow
+def test_three_real_splits_are_stored_once_and_each_is_as_if_built_alone(real_data: Path, tmp_path: Path) -> None:
+    classes = ["brush_hair", "climb_stairs"]
+    sets = [find_dataset(real_data / "jhmdb-8", split=split, classes=classes) for split in (1, 2, 3)]
+    settings = Preprocess(rgb=Rgb(short_side=32), flow=Flow(method="dis"), per_shard=8, workers=2)
+    reports = [build(dataset, settings, tmp_path / "all") for dataset in sets]
+    assert [set(report.how) for report in reports][1:] == [{"taken over"}, {"taken over"}]
+    planned_shards = {shard.keys for dataset in sets for shard in planned(dataset, 8)}
+    tars = [path for report in reports for path in report.folder.glob("*.tar")]
+    assert len({path.stat().st_ino for path in tars}) == len(planned_shards) < len(tars)
+    alone = build(sets[2], settings, tmp_path / "alone").folder
+    names = sorted(path.name for path in alone.iterdir())
+    assert names == sorted(path.name for path in reports[2].folder.iterdir())
+    for name in names:
+        assert (alone / name).read_bytes() == (reports[2].folder / name).read_bytes(), name
