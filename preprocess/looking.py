@@ -26,6 +26,7 @@ from shards.picture import decoded, no_bombs, shown_flow
 BOUND = 20.0  # pixels that flow is stored up to, in each direction
 BIN = 0.5  # pixels of a bin of the histogram
 BINS = 80  # of them: up to 40 px, and one for all beyond
+AHEAD = 32  # frames behind the last, whose times may belong before it: no codec reorders more
 ALIKE = 0.2  # of the usual change from frame to frame, under which a frame all but repeats the one before
 MUCH = 0.01  # share of a pair's values beyond the bound that is worth naming
 
@@ -92,7 +93,7 @@ def inspected(
     in the middle, what comes before is shown. Raises VideoError where no frame can be had.
     """
     with opened(path) as film:
-        times = list(_times(film, most or None))
+        times = list(_times(film, most + AHEAD if most else None))
         container, codec = film.container.format.name, film.stream.codec_context
     seen_frames = _Frames(settings)
     flow, flows = settings.flow, list[tuple[bytes, bytes]]()
@@ -124,7 +125,7 @@ def inspected(
         header_frames=film.header_frames,
         ended=not most or len(seen_frames.jpegs) < most,
         damage=seen_frames.damage,
-        timing=timing(times[: len(seen_frames.jpegs)]),
+        timing=timing(times, len(seen_frames.jpegs)),
         frames=tuple(seen_frames.jpegs),
         flows=tuple(flows),
         size=(width, height),

@@ -39,13 +39,13 @@ class Timing:
         return sum(gap.missing for gap in self.gaps)
 
 
-def timing(times: Sequence[Fraction | None]) -> Timing:
-    """What the times (seconds, None where the container has none) of frames 0, 1, 2 ... tell.
+def timing(times: Sequence[Fraction | None], most: int | None = None) -> Timing:
+    """What the times (seconds, None where the container has none) of frames 0, 1, 2 ... tell of the first `most`.
 
     Decoders give frames in the order in which they are shown, so times that are out of order are put in order first.
     """
     known = [time for time in times if time is not None]
-    in_order = sorted(known)
+    in_order = sorted(known)[:most]
     steps = [b - a for a, b in pairwise(in_order)]
     forward = [step for step in steps if step > 0]
     if len(known) < len(times) or not forward:
@@ -61,7 +61,7 @@ def timing(times: Sequence[Fraction | None]) -> Timing:
         variable=variable,
         gaps=tuple(Gap(after=frame, missing=max(round(step / usual) - 1, 1)) for frame, step in late),
         together=tuple(frame + 1 for frame, step in enumerate(steps) if not step),
-        sorted=known == in_order,
+        sorted=known == sorted(known),
     )
 
 

@@ -94,6 +94,13 @@ def test_milliseconds_are_steady_enough_and_times_anyhow_are_variable():
     assert "variable" in in_words(found)
 
 
+@pytest.mark.parametrize("most", range(2, 12))
+def test_times_out_of_order_make_no_gap_where_a_look_ends(most):
+    jumbled = [STEP * t for t in (1, 2, 4, 3, 5, 7, 6, 8, 10, 9, 11, 13, 12)]
+    found = timing(jumbled, most)
+    assert (found.gaps, found.longest, found.sorted) == ((), STEP, False)
+
+
 def test_frames_at_one_time_and_videos_without_times_are_told():
     assert timing([STEP * t for t in (0, 1, 2, 2, 3)]).together == (3,)
     assert timing([None, STEP]).step is None
