@@ -61,12 +61,17 @@ def gathered(
     overrides: tuple[str, ...],
     flow: str | None = None,
     flow_scale: float | None = None,
+    backend: str | None = None,
     classes: str | None = None,
     **named: Any,
 ) -> list[str]:
     """All changes in the order in which they count: `--set`, then the named options."""
     changes = {f"preprocess.{key}": value for key, value in named.items()}
-    changes |= {"preprocess.flow.method": flow, "preprocess.flow.scale": flow_scale}
+    changes |= {
+        "preprocess.flow.method": flow,
+        "preprocess.flow.scale": flow_scale,
+        "preprocess.flow.backend": backend,
+    }
     if classes is not None:
         changes["preprocess.classes"] = [name.strip() for name in classes.split(",") if name.strip()]
     # As JSON, which YAML reads as what it is: a folder called 7 stays text.
@@ -78,6 +83,7 @@ def shards_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--out", metavar="DIR", help="Shards go to DIR/<data set>/split<n>; data unless set; or s3://..."),
         click.option("--flow", metavar="METHOD", help="Optical flow: tvl1 (unless set), dis (fast), farneback, raft."),
+        click.option("--backend", metavar="NAME", help="What computes it: auto (unless set), cuda, cpu or opencv."),
         click.option("--flow-scale", type=float, metavar="S", help="Stored size of the flow: 1 (unless set), or 0.5."),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

@@ -224,6 +224,8 @@ def test_broken_videos_are_told_at_the_end(elsewhere, video_folders):
     [
         (["--root", "nowhere"], 1, "nowhere: no such folder"),
         (["--flow", "tvl2"], 2, "expected 'tvl1', 'dis', 'farneback' or 'raft', found 'tvl2'"),
+        (["--backend", "gpu"], 2, "preprocess.flow.backend"),
+        (["--flow", "dis", "--backend", "cuda"], 2, "expected one of auto, opencv for dis, found cuda"),
         (["--set", "preprocess.flow.metod=dis"], 2, "no such setting; did you mean preprocess.flow.method?"),
         (["--set", "preprocess.flow.parameters={lamda: 1}"], 2, "did you mean lambda?"),
         (["--set", "preprocess.rgb.short_side=8"], 2, "greater than or equal to 16, found 8"),
