@@ -18,6 +18,8 @@ Picture = NDArray[np.uint8]
 
 MATRIX = struct.Struct("=9i")  # a b u, c d v, x y w; 16.16, the third column 2.30; FFmpeg hands on the machine's order
 
+QUARTERS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # a b c d of so many turns to the left
+
 
 def upright(picture: Picture, frame: av.VideoFrame) -> Picture:
     """`picture` (H, W, C), which is the pixels of `frame`, turned by quarters and mirrored as `frame` says.
@@ -37,10 +39,14 @@ def upright(picture: Picture, frame: av.VideoFrame) -> Picture:
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The four values that turn and mirror; those of less than a hundredth of the largest are taken for zero."""
-    beside = cast(Mapping[str, SupportsBytes], frame.side_data)
+    try:
+        beside = cast(Mapping[str, SupportsBytes], frame.side_data)
+    except ValueError:  # beside lies something that PyAV does not know, as EXIF; the turn it tells, no mirror image
+        turns, off = divmod(frame.rotation + 1, 90)
+        return QUARTERS[turns % 4] if off <= 2 else QUARTERS[0]
     raw = bytes(beside["DISPLAYMATRIX"]) if "DISPLAYMATRIX" in beside else b""
     if len(raw) < MATRIX.size:
-        return (1, 0, 0, 1)
+        return QUARTERS[0]
     a, b, _, c, d, *_ = MATRIX.unpack_from(raw)
     small = max(map(abs, (a, b, c, d))) // 100
     a, b, c, d = (0 if abs(value) <= small else value for value in (a, b, c, d))

@@ -61,7 +61,7 @@ class Film:
                         )
                     self.decoded += 1
                     yield frame
-        except (av.FFmpegError, MemoryError) as error:
+        except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
             raise VideoError(
                 f"{self.path}: decoding fails after frame {self.decoded} ({_reason(error)});"
                 " the file is damaged: replace it, or take it off the lists"
@@ -102,6 +102,11 @@ def opened(path: Path) -> Iterator[Film]:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             raise VideoError(f"{path}: no video stream in this {container.format.name} file (streams: {kinds})")
         stream = streams[0]
+        if not stream.codec_context:  # PyAV's types do not say so
+            raise VideoError(
+                f"{path}: its video is of a kind that this FFmpeg ({av.ffmpeg_version_info}) cannot decode; convert it,"
+                " or copy it again if it should not be"
+            )
         _refuse_absurd(path, stream, container.format.name)
         stream.thread_type = "NONE"
         stream.codec_context.options = {"max_pixels": str(LARGEST)}  # for what the stream itself says later

@@ -106,6 +106,12 @@ def spoiled_frame(path: Path, write: Write) -> None:
     path.write_bytes(data)
 
 
+def unknown_codec(path: Path, write: Write) -> None:
+    data = path.read_bytes()
+    assert data.count(b"FMP4") == 2
+    path.write_bytes(data.replace(b"FMP4", b"ZZ~1"))
+
+
 def sound_alone(path: Path, write: Write) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -157,6 +163,7 @@ KINDS = {  # damage: what the reason says
     cut_index: r"cut short: 1 of the \d+ entries of its index point past the end",
     flipped: r"frame \d+ is damaged|decoding fails after frame \d+",
     spoiled_frame: r"decoding fails after frame 1 \(Invalid data",
+    unknown_codec: r"its video is of a kind that this FFmpeg \(.+\) cannot decode",
     sound_alone: r"no video stream in this avi file \(streams: audio\)",
     no_frames: r"has a video stream but not one frame",
     huge: r"claims pictures of 16000x16000, expected at most",

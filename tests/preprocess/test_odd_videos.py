@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -14,6 +15,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from preprocess.config import Preprocess
 from preprocess.errors import VideoError
@@ -113,6 +115,25 @@ def test_matroska_says_it_too(tmp_path: Path, turn: str) -> None:
     with opened(path) as film:
         frame = next(stored_frames(film, 96))
     assert looks_like(frame, np.array(expected))
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 1), (6, 2), (8, 3)])
+@pytest.mark.parametrize("ending", ["avi", "mov"])
+def test_frames_that_say_it_in_exif_stand_upright(tmp_path: Path, ending: str, orientation: int, turn: int) -> None:
+    says, file = Image.Exif(), io.BytesIO()
+    says[0x0112] = orientation
+    Image.fromarray(picture()).save(file, "JPEG", exif=says, quality=95)
+    path = write(tmp_path / "plain.mkv", codec="mjpeg", pixels="yuvj420p").with_name(f"v.{ending}")
+    with av.open(str(tmp_path / "plain.mkv")) as source, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for number in range(3):
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            out.mux(packet)
+    quarters = ["as it is", "half a turn", "a quarter to the right", "a quarter to the left"]
+    frames = read_video(path, 48).frames_THWC
+    assert all(looks_like(frame, np.array(TURNS[quarters[turn]][1])) for frame in frames)
 
 
 class Turned:
