@@ -27,6 +27,7 @@ from preprocess.jpeg import JpegHeader, jpeg_header
 from preprocess.listing import Video
 from preprocess.record import gray_jpeg, how_stored
 from shards.errors import FormatError
+from shards.format import MOST_PIXELS
 from shards.record import FlowMade, Frames, Plain, Record, Source
 
 COMPONENTS = {"L": 1, "RGB": 3}  # of a JPEG, by Pillow's name of its mode
@@ -204,6 +205,10 @@ def _jpegs(folder: Path) -> Jpegs | None:
             known = jpeg_header(blob)
             header = known.bytes if known else b"\0"
             found = _kind(blob, folder / name, known)
+            if found[0] * found[1] > MOST_PIXELS:  # no record holds it
+                raise VideoError(
+                    f"{folder / name}: {_words(found)}, expected at most {MOST_PIXELS} pixels; extract it again"
+                )
             if found != (kind := kind or found):
                 raise VideoError(
                     f"{folder / name}: {_words(found)}, but {names[0]} is {_words(kind)};"

@@ -194,6 +194,13 @@ def _cmyk(video: Video) -> None:
     (video.path / "frame000001.jpg").write_bytes(jpeg(0, mode="CMYK"))
 
 
+def _absurd(video: Video) -> None:
+    path = video.path / "frame000001.jpg"
+    blob = path.read_bytes()
+    size = blob.index(b"\xff\xc0") + 5
+    path.write_bytes(blob[:size] + b"\x20\x00\x10\x01" + blob[size + 4 :])
+
+
 def _less_flow(video: Video) -> None:
     assert video.flow_path
     for folder in video.flow_path:
@@ -230,6 +237,7 @@ def _no_folder(video: Video) -> None:
         (_larger, "frame000003.jpg: 32x16 with 3 components, but frame000001.jpg is 24x16 with 3 components"),
         (_gray, "24x16 with 1 component, but"),
         (_cmyk, "in gray or RGB, found CMYK"),
+        (_absurd, "frame000001.jpg: 4097x8192 with 3 components, expected at most 33554432 pixels"),
         (_less_flow, "4 frames with 2 u and 2 v flow images; expected 3 or 4"),
         (_less_v, "4 frames with 3 u and 2 v flow images; expected 3 or 4"),
         (_other_v, "u flow is 24x16 with 1 component, v flow 12x8 with 1 component"),
