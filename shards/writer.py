@@ -124,10 +124,11 @@ def finish_part(folder: Path, part: str, rows: Sequence[Row], files: tuple[Shard
         raise FormatError(f"{folder}: {part} has two records with the key {twice!r}; the names of videos must differ")
     path = folder / index_name(part)
     write_index(path, rows, shards)
-    data = path.read_bytes()
+    with path.open("rb") as index:  # of a large part it does not fit into memory
+        digest = hashlib.file_digest(index, "sha256").hexdigest()
     return Part(
         shards=files,
-        index=ShardFile(name=path.name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), records=len(rows)),
+        index=ShardFile(name=path.name, size=path.stat().st_size, sha256=digest, records=len(rows)),
         records=len(rows),
         frames=sum(row.frames for row in rows),
         digest=dataset_digest((row.key, row.label, row.sha256) for row in rows),
