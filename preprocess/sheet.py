@@ -181,7 +181,7 @@ def _beyond(look: Inspection) -> str:
         return f"no flow beyond {BOUND:g} px"
     much = np.flatnonzero(look.beyond_P >= MUCH).tolist()
     worst = int(look.beyond_P.argmax())
-    words = f"{look.beyond:.2%} of the values lie beyond {BOUND:g} px and are stored as {BOUND:g} px"
+    words = f"{100 * look.beyond:.3g}% of the values lie beyond {BOUND:g} px and are stored as {BOUND:g} px"
     pairs = f"{len(much)} of {len(look.flows)} pairs have {MUCH:.0%} or more"
     return f"{words}; {pairs}, the worst is {worst} to {worst + 1} with {look.beyond_P[worst]:.1%}"
 
