@@ -6,7 +6,6 @@ N clips, K classes. Clips and classes are matched by name, so that no order of a
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs import nearest
+from shards.groups import group_of
 from stmul import metrics
 from stmul.results import Results, ResultsError
 
 Scale = Literal["deviation", "softmax", "none"]
-GROUP = re.compile(r"(.+_g\d+)_c\d+$|(.+?)_[a-z]+_(?:nm|cm)_np\d_(?:fr|ba|le|ri)_(?:bad|med|goo)_\d+$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -148,14 +147,9 @@ def mcnemar(only_one: int, only_other: int) -> float:
 
 
 def groups_of(names: Sequence[str]) -> NDArray[np.int64]:
-    """Which source each clip was cut from, (N,) numbers from 0, as UCF101's and HMDB51's names tell; else its own."""
+    """Which recording each clip was cut from, (N,) numbers from 0, as its name tells; else its own."""
     numbers: dict[str, int] = {}
-    found = []
-    for name in names:
-        match = GROUP.match(name)
-        group = next(filter(None, match.groups())) if match else name
-        found.append(numbers.setdefault(group, len(numbers)))
-    return np.array(found, dtype=np.int64)
+    return np.array([numbers.setdefault(group_of(name) or name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def _matched(source: Source, base: Results) -> NDArray[np.float64]:
