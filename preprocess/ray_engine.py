@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from typing import Any
 
 from preprocess.engines import ATTEMPTS, DEATHS, Died, Result, Task
 from preprocess.errors import PreprocessError
-from preprocess.ray_node import Answer, Terms, code_here, videos_of
+from preprocess.ray_node import Answer, Terms, code_here, there, videos_of
 from shards.errors import ShardError
 
 AHEAD = 2  # tasks handed over for each that can run: a worker need not wait for this machine to hear of its result
@@ -80,7 +81,7 @@ def ray_tasks(
                             todo.append(position)
                             continue
                         result = answer
-                    elif answer[0] == "unseen" and not answer[1].exists():
+                    elif answer[0] == "unseen" and not there(answer[1]):
                         blind.add(position)  # it is gone here, too: not the node's fault, and the task will say so
                         todo.appendleft(position)
                         continue
@@ -199,7 +200,7 @@ def _seen(folders: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
             for left in folder.glob(f".seen-{host}-*"):
                 if not _alive(left.name.rpartition("-")[2]):
                     left.unlink(missing_ok=True)  # by a build that was killed
-            path = folder / f".seen-{host}-{os.getpid()}"
+            path = folder / f".seen-{host}-{uuid.uuid4().hex[:8]}-{os.getpid()}"
             try:
                 path.touch()
             except OSError as error:

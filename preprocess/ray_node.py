@@ -60,7 +60,7 @@ def serve(terms: bytes, start: bytes, task: bytes, look: bool) -> Answer:
         if unfit := _unfit(terms):
             return "unfit", unfit
         content = pickle.loads(task)
-        if look and (missing := next((path for path in videos_of(content) if not path.exists()), None)):
+        if look and (missing := next((path for path in videos_of(content) if not there(path)), None)):
             return "unseen", missing
         return "result", _started(start)(content)
     except Exception as error:
@@ -79,6 +79,14 @@ def videos_of(value: Any) -> Iterator[Path]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from videos_of(getattr(value, field.name))
+
+
+def there(path: Path) -> bool:
+    """Whether the file or folder can be seen from here."""
+    try:
+        return path.exists()
+    except OSError:  # a folder above it may not be looked into
+        return False
 
 
 @lru_cache(maxsize=1)
@@ -105,7 +113,7 @@ def _unfit(terms: bytes) -> str:
             )
     end = time.monotonic() + PATIENCE_S
     for path in asked.seen:
-        while not path.exists():
+        while not there(path):
             if time.monotonic() > end:
                 return (
                     f"does not see {path.parent} as the machine where the build was started does. Write to a folder"

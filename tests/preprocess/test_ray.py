@@ -307,6 +307,8 @@ def test_a_build_on_a_cluster_that_loses_a_node_is_the_build_of_one_machine(node
     assert len(alone) > 5
     node = nodes.add()
     words = command(Path("small"), "--out", "data", "--engine", "ray")  # relative to where the command runs
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f".seen-{socket.gethostname()}-0-999999999").touch()  # of a build that was killed
 
     stopped = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     until(lambda: stopped.poll() is not None or finished(tmp_path / "data"))
