@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -97,7 +98,11 @@ class Kept(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, signature: Any, code: Any) -> None:
-        try:
-            super().save_overload(signature, code)
-        except OSError:  # a full disk
-            return
+        for _ in range(2):
+            try:
+                super().save_overload(signature, code)
+            except Exception:  # a full disk; or a damaged index: the second time it is new
+                with suppress(OSError):
+                    self.flush()
+            else:
+                return
