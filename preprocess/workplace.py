@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ def workplace(
                 for lock in locks:
                     held.enter_context(_held(lock))
             _say_how(place, record)
+            _spread(place)
         except OSError as error:
             raise PreprocessError(
                 f"{out}: shards cannot be written there: {error.strerror} ({error.filename}). Repair that, or name"
@@ -145,7 +147,7 @@ def waiting_elsewhere(out: str | Path, dataset: str, record: Mapping[str, Any]) 
     sizes: dict[str, dict[str, int]] = {}
     for name, size in above.sizes().items():
         folder, _, file = name.partition("/")
-        if file and file != HOW and folder.startswith(f"{dataset}-"):
+        if file and file != HOW and _is_of(folder, dataset):
             sizes.setdefault(folder, {})[file] = size
     for folder, those in sorted(sizes.items()):
         place = above.below(folder)
@@ -177,7 +179,7 @@ def must_not_lose(
     ours = work_place(out, dataset, record).location
     above = place_at(f"{out}/{WORK}" if is_url(str(out)) else Path(out) / WORK)
     folders = {name.partition("/")[0] for name in above.names() if name.endswith(PACKED)}
-    for place in (above.below(folder) for folder in sorted(folders) if folder.startswith(f"{dataset}-")):
+    for place in (above.below(folder) for folder in sorted(folders) if _is_of(folder, dataset)):
         noted = dict(read_notes(place, split, noted_shards(place).get(split, [])))
         if place.location == ours or not noted:
             continue
@@ -189,7 +191,8 @@ def must_not_lose(
                 f" ({'; '.join(other)}). Finish it with those settings, name another folder with --out, or replace them"
                 " with --rebuild: what they hold is then lost"
             )
-        remove_notes(place, split, noted)
+        if again:
+            remove_notes(place, split, noted)
 
 
 def clear(out: str | Path, place: Place, dataset: str, split: int, videos: Iterable[Video]) -> None:
@@ -255,6 +258,20 @@ def _alone(lock: IO[str], folder: Path) -> None:
         ) from None
     except OSError:
         return  # a file system without locks
+
+
+def _is_of(folder: str, dataset: str) -> bool:
+    """Whether a folder of finished records is of this data set, and not of one whose name begins in the same way."""
+    return re.fullmatch(re.escape(dataset) + "-[0-9a-f]{12}", folder) is not None
+
+
+def _spread(place: FolderPlace) -> None:
+    """Moves records of an earlier version of this software to where they are looked for now."""
+    for path in place.root.glob(f"*{ENDING}"):
+        folder = place.root / path.name[:2]
+        with suppress(FileNotFoundError):  # another part has moved it
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
 
 
 def _say_how(place: Place, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from preprocess.site import named
 from preprocess.work import Task
 from preprocess.workers import pinned, worker_count
 from preprocess.workplace import Share, finished_before, waiting_elsewhere, work_place, workplace
+from shards.check import problems
 from shards.errors import ShardError
+from shards.index import index_bytes, index_tar
 from shards.split import open_split
 
 SMALL = Preprocess(rgb=Rgb(short_side=32), flow=Flow(method="dis"), per_shard=1, workers=1)
@@ -62,6 +65,10 @@ def reference(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def cut(data: bytes, start: int, stop: int) -> bytes:
+    return data[start:stop]
 
 
 def share(number: int, of: int) -> Share:
@@ -208,6 +215,22 @@ def test_a_merge_says_which_shards_and_parts_are_missing_and_computes_nothing(ro
     assert merge(dataset, SMALL, tmp_path).manifest.parts["train"].records == 6
 
 
+def test_the_index_of_noted_rows_is_that_of_the_shards_and_everything_is_whole(root, tmp_path):
+    settings = SMALL.model_copy(update={"per_shard": 2})
+    for number in (1, 2):
+        part_here(find_dataset(root), settings, tmp_path, share(number, 2))
+    folder = merge(find_dataset(root), settings, tmp_path).folder
+    with open_split(folder) as split:
+        assert list(problems(split)) == []
+    for part in ("train", "test"):
+        tars = sorted(folder.glob(f"{part}-*.tar"))
+        rows = []
+        for shard, tar in enumerate(tars):
+            found = index_tar(partial(cut, tar.read_bytes()), tar.stat().st_size, shard, tar.name)
+            rows += [replace(row, record=len(rows) + record) for record, row in enumerate(found)]
+        assert b"".join(index_bytes(rows, len(tars))) == (folder / f"{part}.index").read_bytes()
+
+
 def test_a_merge_twice_is_a_merge(root, tmp_path, reference):
     part_here(find_dataset(root), SMALL, tmp_path, share(1, 1))
     assert merge(find_dataset(root), SMALL, tmp_path).new
@@ -319,6 +342,28 @@ def test_a_smaller_build_does_not_replace_what_a_larger_one_has_finished(root, t
     assert build_here(find_dataset(root), SMALL, tmp_path / "x").new
     report = build_here(fewer, SMALL, tmp_path, rebuild=True)
     assert files(report.folder) == files(build_here(fewer, SMALL, tmp_path / "fresh").folder)
+
+
+def test_another_data_set_whose_name_begins_alike_is_left_alone(root, tmp_path):
+    longer = replace(find_dataset(root), name="small-6")
+    part_here(longer, SMALL, tmp_path, share(1, 2))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".work").rglob("*")}
+    other = SMALL.model_copy(update={"flow": Flow(method="farneback")})
+    assert waiting_elsewhere(tmp_path, "small", how_made(other)) == []
+    build_here(find_dataset(root), other, tmp_path, rebuild=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / ".work").rglob("*")} == before
+    assert part_here(longer, SMALL, tmp_path, share(1, 2)).how == {"kept": 4}
+
+
+def test_records_that_an_earlier_version_finished_are_found(root, tmp_path):
+    dataset, settings = replace(find_dataset(root), strata={}), SMALL.model_copy(update={"per_shard": 8})
+    with pytest.raises(KeyboardInterrupt):
+        build_here(dataset, settings, tmp_path, stopping_after(4))
+    records = list((tmp_path / ".work").rglob("*.record"))
+    for path in records:
+        path.rename(path.parent.parent / path.name)
+    assert len(records) == 3
+    assert build_here(dataset, settings, tmp_path).how == {"kept": 3, "made": 5}
 
 
 def test_what_a_running_build_of_other_settings_works_on_is_not_offered_for_removal(root, tmp_path):
