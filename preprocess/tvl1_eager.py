@@ -52,11 +52,12 @@ def solve(unknowns: Unknowns, linearised: Linearised, parameters: Parameters) ->
     limit = parameters.epsilon**2 * height * width
     running = torch.arange(pairs, device=unknowns.u1.device)
     now, line = unknowns, linearised
+    scratch = _scratch(line)
     for _ in range(parameters.outer):
         for flow in (now.u1, now.u2):
             flow.copy_(median(flow, parameters.median))
         for _ in range(parameters.inner):
-            unfinished = _iterate(now, line, parameters) > limit
+            unfinished = _iterate(now, line, scratch, parameters) > limit
             if unfinished.all():
                 continue
             _put(now, unknowns, running)
@@ -65,6 +66,7 @@ def solve(unknowns: Unknowns, linearised: Linearised, parameters: Parameters) ->
                 return
             now = Unknowns(**{f.name: getattr(unknowns, f.name)[running] for f in fields(Unknowns)})
             line = Linearised(**{f.name: getattr(linearised, f.name)[running] for f in fields(Linearised)})
+            scratch = _scratch(line)
     _put(now, unknowns, running)
 
 
@@ -74,40 +76,64 @@ def _put(now: Unknowns, unknowns: Unknowns, pairs: Tensor) -> None:
             getattr(unknowns, field.name)[pairs] = getattr(now, field.name)
 
 
-def _iterate(x: Unknowns, line: Linearised, parameters: Parameters) -> Tensor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scratch:
+    """Memory that iterations use again and again, and what stays the same in all of them."""
+
+    back: Tensor  # -1 / grad
+    step: Tensor
+    change: Tensor
+    squares: Tensor
+    other: Tensor
+    x: Tensor  # its last column stays 0
+    y: Tensor  # its last row stays 0
+
+
+def _scratch(line: Linearised) -> Scratch:
+    step, change, squares, other, x, y = torch.zeros((6, *line.grad.shape), device=line.grad.device)
+    back = line.grad.clamp(min=FLAT).reciprocal_().neg_()
+    return Scratch(back=back, step=step, change=change, squares=squares, other=other, x=x, y=y)
+
+
+def _iterate(now: Unknowns, line: Linearised, scratch: Scratch, parameters: Parameters) -> Tensor:
     """u <- v + theta div p, where v = u + TH(rho), then p <- (p + tau/theta grad u) / (1 + tau/theta |grad u|).
 
     TH moves u along the gradient, by -rho / grad, but by no more than lambda theta gradients. In place; gives the sum
     of the squared change of u, (N,).
     """
     bound = parameters.lambda_ * parameters.theta
-    rho = line.rho_c + (line.gx * x.u1 + line.gy * x.u2)
-    step = (-rho / line.grad.clamp(min=FLAT)).clamp_(-bound, bound)
-    change_NHW = torch.zeros_like(rho)
-    for u, gradient, px, py in ((x.u1, line.gx, x.p11, x.p12), (x.u2, line.gy, x.p21, x.p22)):
-        new = u + step * gradient + parameters.theta * _divergence(px, py)
-        change_NHW += (new - u).square_()
-        u.copy_(new)
-        _dual(u, px, py, parameters.tau / parameters.theta)
-    return _sums(change_NHW)
+    torch.mul(line.gx, now.u1, out=scratch.step)
+    torch.mul(line.gy, now.u2, out=scratch.other)
+    scratch.step.add_(scratch.other).add_(line.rho_c).mul_(scratch.back).clamp_(-bound, bound)
+    scratch.squares.zero_()
+    for u, gradient, px, py in ((now.u1, line.gx, now.p11, now.p12), (now.u2, line.gy, now.p21, now.p22)):
+        _divergence(px, py, scratch.change)
+        torch.mul(scratch.step, gradient, out=scratch.other)
+        u.add_(scratch.change.mul_(parameters.theta).add_(scratch.other))
+        scratch.squares.add_(scratch.change.square_())
+        _dual(u, px, py, scratch, parameters.tau / parameters.theta)
+    return _sums(scratch.squares)
 
 
-def _divergence(px: Tensor, py: Tensor) -> Tensor:
+def _divergence(px: Tensor, py: Tensor, out: Tensor) -> None:
     """Backward differences; before the first row and column p is 0."""
-    divergence = px + py
-    divergence[:, :, 1:] -= px[:, :, :-1]
-    divergence[:, 1:] -= py[:, :-1]
-    return divergence
+    torch.add(px, py, out=out)
+    out[:, :, 1:].sub_(px[:, :, :-1])
+    out[:, 1:].sub_(py[:, :-1])
 
 
-def _dual(u: Tensor, px: Tensor, py: Tensor, step: float) -> None:
+def _dual(u: Tensor, px: Tensor, py: Tensor, scratch: Scratch, step: float) -> None:
     """The dual update in place, by forward differences of u; past the last row and column u stays the same."""
-    ux, uy = torch.zeros_like(u), torch.zeros_like(u)
-    torch.sub(u[:, :, 1:], u[:, :, :-1], out=ux[:, :, :-1])
-    torch.sub(u[:, 1:], u[:, :-1], out=uy[:, :-1])
-    shrink = 1 + step * (ux.square() + uy.square()).sqrt_()
-    px.add_(ux, alpha=step).div_(shrink)
-    py.add_(uy, alpha=step).div_(shrink)
+    x, y = scratch.x, scratch.y
+    torch.sub(u[:, :, 1:], u[:, :, :-1], out=x[:, :, :-1])
+    torch.sub(u[:, 1:], u[:, :-1], out=y[:, :-1])
+    x.mul_(step)
+    y.mul_(step)
+    torch.mul(x, x, out=scratch.change)
+    torch.mul(y, y, out=scratch.other)
+    shrink = scratch.change.add_(scratch.other).sqrt_().add_(1)
+    px.add_(x).div_(shrink)
+    py.add_(y).div_(shrink)
 
 
 def _sums(values_NHW: Tensor) -> Tensor:
@@ -115,8 +141,8 @@ def _sums(values_NHW: Tensor) -> Tensor:
     values = values_NHW.flatten(1)
     while (width := values.shape[1]) > 1:
         half = (width + 1) // 2
-        values[:, : width - half] += values[:, half:]
-        values = values[:, :half]
+        values.narrow(1, 0, width - half).add_(values.narrow(1, half, width - half))
+        values = values.narrow(1, 0, half)
     return values[:, 0]
 
 
