@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from functools import partial
 from preprocess.engines import Died, Engine
 from preprocess.errors import PreprocessError
 from preprocess.listing import Video
-from preprocess.notes import Note, contents_of
+from preprocess.notes import AT_ONCE, Note, contents_of
 from preprocess.pack import Entry, Result, Shard, packer
 from preprocess.plan import PlannedShard
 from preprocess.tally import Tally
@@ -83,13 +84,16 @@ class Schedule:
         self._slots: dict[tuple[str, str], _Slot] = {}  # by part and key
         self._open = 0  # tasks that a replaced shard must wait for
         tally.shards = len(planned)
-        for one in planned:
-            slot = _slot(one, videos, notes.get(shard_name(one.part, one.number)))
+        with ThreadPoolExecutor(AT_ONCE) as threads:  # each looks at its files, which a shared folder is slow at
+            slots = list(
+                threads.map(lambda one: _slot(one, videos, notes.get(shard_name(one.part, one.number))), planned)
+            )
+        for one, slot in zip(planned, slots, strict=True):
             self._slots |= {(one.part, key): slot for key in one.keys}
             tally.videos += sum(video.flow_path is None for video in slot.videos.values())
             noted = notes.get(slot.name)
             packed = dict(zip(noted.keys, noted.records, strict=True)) if noted is not None else {}
-            for key in slot.waiting:
+            for key in (key for key in one.keys if key in slot.waiting):
                 task = Task(video=slot.videos[key], part=one.part, packed=packed.get(key, ""), tars=tars.get(key, ()))
                 self.tasks.append(task)
             self._open += len(slot.waiting)
