@@ -137,8 +137,11 @@ def _dual(u: Tensor, px: Tensor, py: Tensor, scratch: Scratch, step: float) -> N
 
 
 def _sums(values_NHW: Tensor) -> Tensor:
-    """The sum of each picture, (N,): by halves, which is the same for any batch and device. `values_NHW` is used up."""
-    values = values_NHW.flatten(1)
+    """The sum of each picture, (N,), in an order that knows nothing of the batch: by halves. `values_NHW` is used up.
+
+    Rows are added up at once on the CPU, where that is done in one order; on GPUs it depends on the batch.
+    """
+    values = values_NHW.sum(1) if values_NHW.device.type == "cpu" else values_NHW.flatten(1)
     while (width := values.shape[1]) > 1:
         half = (width + 1) // 2
         values.narrow(1, 0, width - half).add_(values.narrow(1, half, width - half))
