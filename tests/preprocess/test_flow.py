@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import SettingsError
-from preprocess import tvl1
+from preprocess import flow_methods, tvl1
 from preprocess.config import Flow
 from preprocess.errors import PreprocessError
 from preprocess.flow import METHODS, compute, decided, estimate, gpus, gray_of, library, resolved, seen
@@ -187,6 +188,13 @@ def test_a_process_that_has_another_library_than_the_build_is_refused():
     other = pinned.model_copy(update={"library": "stmul tvl1 7 on cuda sm_90, torch 2, triton 3"})
     with pytest.raises(PreprocessError, match=r"expected stmul tvl1 7 on cuda.*found stmul tvl1 \d+ on cpu"):
         library(other)
+
+
+@pytest.mark.parametrize(("process", "device"), [("worker-0", 0), ("worker-5", 1), ("worker-3", 3), ("main", 0)])
+def test_workers_take_turns_on_the_gpus(monkeypatch, process, device):
+    monkeypatch.setattr(tvl1, "cuda_devices", lambda: 4)
+    monkeypatch.setattr(flow_methods.multiprocessing, "current_process", lambda: SimpleNamespace(name=process))
+    assert flow_methods._device() == f"cuda:{device}"
 
 
 @pytest.mark.parametrize(("method", "backend"), [("dis", "cuda"), ("farneback", "cpu"), ("raft", "opencv")])
