@@ -1,7 +1,7 @@
 """TV-L1 optical flow: Zach, Pock and Bischof, "A duality based approach for realtime TV-L1 optical flow", 2007.
 
-With OpenCV's parameters, pyramid, median filter and stop, so that it agrees with OpenCV's own, in a fraction of its time:
-tests/bench/flow.py measures both. N pairs, H W positions, 2 = horizontal then vertical.
+With OpenCV's parameters, pyramid, median filter and stop, so that it agrees with OpenCV's own, in a fraction of its
+time: tests/bench/flow.py measures both. N pairs, H W positions, 2 = horizontal then vertical.
 - On the CPU: tvl1_cpu, compiled, one pair after the other on one thread; it loads no PyTorch.
 - On CUDA: tvl1_triton's fused kernels. On any other device, or without Triton: tvl1_eager. Both by tvl1_torch.
 A pair's flow is the same in any batch.
