@@ -8,7 +8,6 @@ code, or that do not see the same folders, stop the build before they do anythin
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import threading
@@ -51,7 +50,7 @@ def ray_tasks(
     """
     relative = any(not path.is_absolute() for path in (*shared, *videos_of(tuple(tasks[:1]))))
     with _connected() as ray, _seen(shared) as seen:
-        crew = _Crew(ray, start, Terms(code=code_here(), seen=seen, folder=Path.cwd() if relative else None), gpus)
+        crew = _Crew(ray, start, (code_here(), seen, str(Path.cwd()) if relative else ""), gpus)
         todo, known, deaths = deque(range(len(tasks))), len(tasks), 0
         deaths_of, losses_of, blind = Counter[int](), Counter[int](), set[int]()
         try:
@@ -100,7 +99,7 @@ class _Crew:
     def __init__(self, ray: Any, start: Callable[[], Any], terms: Terms, gpus: float) -> None:
         self.running: dict[Any, int] = {}  # Ray's reference: the task's position
         self._ray, self._gpus = ray, gpus
-        self._common = (pickle.dumps(terms), pickle.dumps(start))
+        self._common = (terms, uuid.uuid4().hex, [ray.put(start)])  # in a list: workers unpack it when they are ready
         options = {"num_cpus": 1, "num_gpus": gpus or None, "max_retries": 0, "scheduling_strategy": "SPREAD"}
         self._function = ray.remote(**options)(_travelling())
         self._room, self._looked = 0, -LOOK_S
@@ -124,7 +123,7 @@ class _Crew:
 
     def give(self, position: int, task: Any, *, look: bool) -> None:
         """Hands a task over."""
-        self.running[self._function.remote(*self._common, pickle.dumps(task), look)] = position
+        self.running[self._function.remote(*self._common, [self._ray.put(task)], look)] = position
 
     def answers(self) -> Iterator[tuple[int, str, Answer | Died | None]]:
         """What came of some tasks, with position and node; None where the node was lost. Waits, but not for ever."""
@@ -174,7 +173,7 @@ def _content(answer: Answer, node: str) -> Any:
 def _travelling() -> Callable[..., Any]:
     """The function that Ray sends to its workers, by value: it must be able to say that a node lacks our code."""
 
-    def on_node(terms: bytes, start: bytes, task: bytes, look: bool) -> tuple[str, Any]:
+    def on_node(terms: Any, key: str, start: list[Any], task: list[Any], look: bool) -> tuple[str, Any]:
         import socket
         import sys
 
@@ -182,17 +181,17 @@ def _travelling() -> Callable[..., Any]:
 
         node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
         try:
-            from preprocess.ray_node import serve
+            from preprocess.ray_node import Start, serve
         except ImportError as error:
             reason = f"cannot run tasks: {error}. Install stmul there, as it is here, in the Python of its Ray"
             return node, ("unfit", f"{reason} ({sys.prefix})")
-        return node, serve(terms, start, task, look)
+        return node, serve(terms, Start(key, lambda: ray.get(start[0])), lambda: ray.get(task[0]), look)
 
     return on_node
 
 
 @contextmanager
-def _seen(folders: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+def _seen(folders: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     """A new file in each folder, by which nodes can tell that they see the very same folder."""
     made, host = [], socket.gethostname()
     try:
@@ -206,7 +205,7 @@ def _seen(folders: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
             except OSError as error:
                 raise ShardError(f"{folder}: cannot be written: {error.strerror}; name another with --out") from error
             made.append(path)
-        yield tuple(made)
+        yield tuple(map(str, made))
     finally:
         for path in made:
             with suppress(OSError):

@@ -1,18 +1,19 @@
 """What runs on the nodes of a Ray cluster: a worker process makes sure that its node will do, then does tasks.
 
-Nothing here needs Ray. What comes pickled comes from `ray_engine.py`, over the cluster's own connections.
+Nothing here needs Ray. Terms are plain values, and the rest is unpacked only once the code is known to be the same.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -32,37 +33,41 @@ PACKAGES = ("configs", "preprocess", "shards")
 LIBRARIES = ("numpy", "opencv-contrib-python-headless", "av", "simplejpeg", "numba", "msgpack", "webdataset")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
-    """What a node must fulfil before it does any task."""
+Code = tuple[tuple[str, str], ...]  # names and versions
+Terms = tuple[Code, tuple[str, ...], str]
+# what a node must fulfil: the code; files to be seen in the folders that all share; the folder of relative paths, or ""
 
-    code: Mapping[str, str]  # see `code_here`
-    seen: tuple[Path, ...]  # files in the folders that all share
-    folder: Path | None = None  # that paths are relative to, if any are
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What makes the working function, to be fetched."""
+
+    key: str  # of one build, and no other
+    fetch: Callable[[], Callable[[], Callable[[Any], Any]]] = field(compare=False)
 
 
 @cache
-def code_here() -> Mapping[str, str]:
+def code_here() -> Code:
     """What decides the bytes of records on this machine: our code, by its digest, and the libraries' versions."""
     above, digest = Path(__file__).parents[1], sha256()
     for path in sorted(path for package in PACKAGES for path in (above / package).rglob("*.py")):
         digest.update(f"{path.relative_to(above).as_posix()}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
-    found = {"stmul": digest.hexdigest()[:12]}
+    found = [("stmul", digest.hexdigest()[:12])]
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            found.append((name, version(name)))
+    return tuple(found)
 
 
-def serve(terms: bytes, start: bytes, task: bytes, look: bool) -> Answer:
+def serve(terms: Terms, start: Start, fetch_task: Callable[[], Any], look: bool) -> Answer:
     """Does a task, unless this node does not fulfil the terms, or (if it is to look) does not see the task's videos."""
     try:
         if unfit := _unfit(terms):
             return "unfit", unfit
-        content = pickle.loads(task)
-        if look and (missing := next((path for path in videos_of(content) if not there(path)), None)):
+        task = fetch_task()
+        if look and (missing := next((path for path in videos_of(task) if not there(path)), None)):
             return "unseen", missing
-        return "result", _started(start)(content)
+        return "result", _started(start)(task)
     except Exception as error:
         if not isinstance(error, PreprocessError | ShardError | SettingsError):
             error.add_note(f"on {socket.gethostname()}:\n{traceback.format_exc()}")  # it would be lost on the way
@@ -77,8 +82,8 @@ def videos_of(value: Any) -> Iterator[Path]:
         for one in value:
             yield from videos_of(one)
     elif is_dataclass(value):
-        for field in fields(value):
-            yield from videos_of(getattr(value, field.name))
+        for one in fields(value):
+            yield from videos_of(getattr(value, one.name))
 
 
 def there(path: Path) -> bool:
@@ -90,12 +95,12 @@ def there(path: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _unfit(terms: bytes) -> str:
+def _unfit(terms: Terms) -> str:
     """Which of the terms this node does not fulfil, and what to do; nothing if it fulfils them."""
-    asked, here = pickle.loads(terms), code_here()
+    (code, seen, folder), here = terms, dict(code_here())
     wrong = [
         f"{name} {here.get(name, 'missing')}, expected {expected}"
-        for name, expected in asked.code.items()
+        for name, expected in code
         if here.get(name) != expected
     ]
     if wrong:
@@ -103,16 +108,16 @@ def _unfit(terms: bytes) -> str:
             f"has other code than the machine where the build was started ({'; '.join(wrong)}); its records could have"
             " other bytes. Install the same there, and start its Ray anew"
         )
-    if asked.folder is not None:
+    if folder:
         try:
-            os.chdir(asked.folder)
+            os.chdir(folder)
         except OSError as error:
             return (
-                f"cannot go to {asked.folder}, where the build was started ({error.strerror}): name --root and --out by"
+                f"cannot go to {folder}, where the build was started ({error.strerror}): name --root and --out by"
                 " their full paths"
             )
     end = time.monotonic() + PATIENCE_S
-    for path in asked.seen:
+    for path in map(Path, seen):
         while not there(path):
             if time.monotonic() > end:
                 return (
@@ -126,16 +131,16 @@ def _unfit(terms: bytes) -> str:
 
 
 @lru_cache(maxsize=1)
-def _started(start: bytes) -> Callable[[Any], Any]:
+def _started(start: Start) -> Callable[[Any], Any]:
     """The working function, made once in each worker process."""
-    function: Callable[[Any], Any] = pickle.loads(start)()
-    return function
+    return start.fetch()()
 
 
 def _sendable(error: Exception) -> Exception:
     """The error itself where it can be sent and read, else its words."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # as unpickling does it: some can be sent and not be made again
     except Exception:
         return PreprocessError("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     return error

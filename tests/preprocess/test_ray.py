@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from preprocess.engines import Died
 from preprocess.errors import PreprocessError
 from preprocess.listing import Video
 from preprocess.ray_engine import ray_tasks
-from preprocess.ray_node import Terms, code_here, serve, videos_of
+from preprocess.ray_node import Start, code_here, serve, videos_of
 from preprocess.work import Task
 
 ROOT = Path(__file__).parents[2]
@@ -32,45 +33,48 @@ def video(path: Path) -> Video:
     return Video(name=path.stem, path=path, label=0, class_name="a")
 
 
-def pickled(value: Any) -> bytes:
-    import pickle
-
-    return pickle.dumps(value)
-
-
 # What a node does, without a cluster
+
+
+def served(task: Any, start: Callable[[], Any] = evaluate, code: Any = None, seen: tuple[str, ...] = (), **more: bool):
+    """What a worker process says that is sent this."""
+    terms = (code_here() if code is None else code, seen, "")
+    return serve(terms, Start(uuid.uuid4().hex, lambda: start), lambda: task, more.get("look", True))
 
 
 def test_a_node_with_the_same_code_that_sees_everything_does_the_task(tmp_path):
     (tmp_path / "token").touch()
-    terms = Terms(code=code_here(), seen=(tmp_path / "token",))
-    assert serve(pickled(terms), pickled(evaluate), pickled("6 * 7"), True) == ("result", 42)
+    assert served("6 * 7", seen=(str(tmp_path / "token"),)) == ("result", 42)
 
 
 @pytest.mark.parametrize("name", ["stmul", "numpy"])
 def test_a_node_with_other_code_says_which(name):
-    terms = Terms(code={**code_here(), name: "other"}, seen=())
-    kind, reason = serve(pickled(terms), pickled(evaluate), pickled("6 * 7"), True)
+    kind, reason = served("6 * 7", code=tuple({**dict(code_here()), name: "other"}.items()))
     assert kind == "unfit"
-    assert f"{name} {code_here()[name]}, expected other" in reason
+    assert f"{name} {dict(code_here())[name]}, expected other" in reason
+
+
+def test_a_node_with_other_code_unpacks_nothing():
+    def unpack() -> Any:
+        raise AssertionError
+
+    assert serve(((("stmul", "other"),), (), ""), Start("", unpack), unpack, True)[0] == "unfit"
 
 
 def test_a_node_that_lacks_a_folder_says_which_after_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.ray_node.PATIENCE_S", 0.1)
-    terms = Terms(code=code_here(), seen=(tmp_path / "elsewhere" / "token",))
-    kind, reason = serve(pickled(terms), pickled(evaluate), pickled("6 * 7"), True)
+    kind, reason = served("6 * 7", seen=(str(tmp_path / "elsewhere" / "token"),))
     assert kind == "unfit"
     assert str(tmp_path / "elsewhere") in reason
 
 
 def test_a_node_looks_for_the_videos_of_a_task_only_when_told(tmp_path):
-    terms, task = pickled(Terms(code=code_here(), seen=())), Task(video=video(tmp_path / "v.avi"), part="train")
+    task = Task(video=video(tmp_path / "v.avi"), part="train")
     assert list(videos_of((1, "x", task, (task,)))) == [tmp_path / "v.avi"] * 2
-    start = pickled(partial(_lengths))
-    assert serve(terms, start, pickled(task), True) == ("unseen", tmp_path / "v.avi")
-    assert serve(terms, start, pickled(task), False) == ("result", 5)
+    assert served(task, _lengths) == ("unseen", tmp_path / "v.avi")
+    assert served(task, _lengths, look=False) == ("result", 5)
     (tmp_path / "v.avi").touch()
-    assert serve(terms, start, pickled(task), True) == ("result", 5)
+    assert served(task, _lengths) == ("result", 5)
 
 
 def _lengths() -> Callable[[Task], int]:
@@ -78,12 +82,11 @@ def _lengths() -> Callable[[Task], int]:
 
 
 def test_errors_go_home_with_their_own_type_or_at_least_in_words():
-    terms = pickled(Terms(code=code_here(), seen=()))
-    kind, error = serve(terms, pickled(evaluate), pickled("1 / 0"), True)
+    kind, error = served("1 / 0")
     assert (kind, type(error)) == ("error", ZeroDivisionError)
     assert "Traceback" in error.__notes__[0]
     unsendable = "exec('class E(Exception):\\n def __init__(s, a, b): super().__init__(a)\\nraise E(1, 2)')"
-    kind, error = serve(terms, pickled(evaluate), pickled(unsendable), True)
+    kind, error = served(unsendable)
     assert (kind, type(error)) == ("error", PreprocessError)
     assert "E: 1" in str(error)
 
@@ -277,7 +280,12 @@ def test_a_node_without_the_folder_the_videos_or_the_code_is_named(nodes, tmp_pa
 
 
 def command(root: Path, *options: str) -> list[str]:
-    sets = ["preprocess.rgb.short_side=96", "preprocess.per_shard=3", "preprocess.flow.backend=opencv"]
+    sets = [
+        "preprocess.rgb.short_side=96",
+        "preprocess.per_shard=3",
+        "preprocess.flow.backend=opencv",
+        "preprocess.flow.parameters.warps=2",
+    ]
     words = [sys.executable, "-m", "stmul", "preprocess", "shards", "--root", str(root), "--flow", "tvl1", *options]
     return [*words, *(word for one in sets for word in ("--set", one))]
 
@@ -314,18 +322,18 @@ def test_a_build_on_a_cluster_that_loses_a_node_is_the_build_of_one_machine(node
     until(lambda: stopped.poll() is not None or finished(tmp_path / "data"))
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=60)[1]
-    assert stopped.returncode == 130
+    assert stopped.returncode == 130, said
     assert "the same command goes on" in said
     assert not (tmp_path / "data/small/split1/manifest.json").exists()
     assert not list((tmp_path / "data").glob(".seen*"))
     assert not list((tmp_path / "data").rglob("*.partial"))
 
     before = finished(tmp_path / "data")
-    robbed = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    robbed = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: robbed.poll() is not None or finished(tmp_path / "data") > before)
-    assert robbed.poll() is None
+    assert robbed.poll() is None, robbed.communicate()[1]
     nodes.kill(node)
-    robbed.communicate(timeout=300)
-    assert robbed.returncode == 0
+    said = robbed.communicate(timeout=300)[1]
+    assert robbed.returncode == 0, said
     assert files(tmp_path / "data/small/split1") == alone
     assert not (tmp_path / "data/.work").exists()
