@@ -133,6 +133,7 @@ def test_processes_share_a_gpu_and_cores_work_side_by_side(drawn: Path, monkeypa
     assert gpu.seconds == pytest.approx(gpu.frames, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_bucket_is_announced_without_writing_to_it(
     root: Path, s3_server: str, aws: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,10 @@ def test_a_limit_falls_on_each_split_by_itself_and_leaves_no_stratum(
 
 @pytest.mark.parametrize(
     ("place", "read", "shards", "plain"),
-    [("ucf101-lists", ucf101, 210, 628), ("hmdb51/testTrainMulti_7030_splits", hmdb51, 113, 240)],
+    [
+        pytest.param("ucf101-lists", ucf101, 210, 628, marks=pytest.mark.slow),
+        ("hmdb51/testTrainMulti_7030_splits", hmdb51, 113, 240),
+    ],
 )
 def test_the_official_lists_are_stored_once_in_a_third_of_the_files(
     real_data: Path, place: str, read: object, shards: int, plain: int

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import SettingsError
 from stmul.distributed import ALONE, Ranks, here
+from stmul.errors import TrainingError
 from stmul.evaluate import Scored, packed, unpacked
-from stmul.train import _with_last
+from stmul.runs import Run
+from stmul.stages import build
+from stmul.train import _with_last, train_stage
 from tests.stmul.conftest import SMALL
 
 SCRIPT = Path(__file__).with_name("rank.py")
@@ -133,13 +137,21 @@ def test_the_death_of_a_rank_is_one_line_and_the_training_goes_on_from_its_check
     assert again.returncode in (130, -signal.SIGTERM)
 
 
-def test_more_ranks_than_sub_batches_are_refused(tmp_path, make_split):
-    make_split(tmp_path / "split", train=8, test=3, width=48, height=40, frames=14)
-    changes = [f"data.shards={tmp_path / 'split'}", f"experiment.folder={tmp_path / 'experiment'}", *JOINT]
-    words = [word for change in [*changes, "train.batch=2"] for word in ("--set", change)]
-    for out in finish(start(["-m", "stmul", "train", *words], 2), code=1):
-        assert "a batch of 2 clips is 1 sub-batches of 2, too few for 2 processes" in out
-        assert "Traceback" not in out
+def test_more_ranks_than_sub_batches_are_refused(tmp_path, split, small):
+    config = small("train.batch=4", "train.sub_batch=2")
+    with pytest.raises(TrainingError, match="a batch of 4 clips is 2 sub-batches of 2, too few for 3 processes"):
+        train_stage(
+            "joint",
+            build("joint", config, 3),
+            config,
+            split,
+            Run(tmp_path),
+            device=torch.device("cpu"),
+            watch=print,
+            log=print,
+            stop=lambda: False,
+            ranks=Ranks(rank=2, world=3, local=2, local_world=3),
+        )
 
 
 def test_who_is_who_is_told_by_torchruns_variables_or_refused():
