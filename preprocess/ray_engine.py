@@ -49,7 +49,7 @@ def ray_tasks(
     Raises PreprocessError where there is no such cluster, or a node has other code or does not see a folder or video.
     """
     relative = any(not path.is_absolute() for path in (*shared, *videos_of(tuple(tasks[:1]))))
-    with _connected() as ray, _seen(shared) as seen:
+    with _seen(shared) as seen, _connected() as (ray, ours):
         crew = _Crew(ray, start, (code_here(), seen, str(Path.cwd()) if relative else ""), gpus)
         todo, known, deaths = deque(range(len(tasks))), len(tasks), 0
         deaths_of, losses_of, blind = Counter[int](), Counter[int](), set[int]()
@@ -90,7 +90,8 @@ def ray_tasks(
                     todo.extendleft(range(len(tasks) - 1, known - 1, -1))
                     known = len(tasks)
         finally:
-            crew.stop()
+            if not ours:
+                crew.cancel()  # else the connection's end ends them; to cancel a task that just ends can abort Ray
 
 
 class _Crew:
@@ -141,7 +142,7 @@ class _Crew:
                 raise PreprocessError(f"the Ray cluster: {' '.join(str(error).split())[-600:]}") from error
             yield position, node, answer
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         """Ends what still runs: in order where it ends soon, so that no half-written file is left."""
         for force in (False, True):
             for reference in self.running:
@@ -223,14 +224,14 @@ def _alive(process: str) -> bool:
 
 
 @contextmanager
-def _connected() -> Iterator[Any]:
-    """Ray, connected to a cluster that is there; a connection that the caller has is used, and left to it."""
+def _connected() -> Iterator[tuple[Any, bool]]:
+    """Ray, connected to a cluster that is there, and whether we have connected it: else it is left as it is."""
     try:
         import ray
     except ImportError as error:
         raise PreprocessError("ray is not installed: pip install 'stmul[ray]', here and on all nodes") from error
     if ray.is_initialized():
-        yield ray
+        yield ray, False
         return
     address, before = _address(), signal.getsignal(signal.SIGTERM)
     try:
@@ -242,7 +243,7 @@ def _connected() -> Iterator[Any]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray takes it
     try:
-        yield ray
+        yield ray, True
     finally:
         ray.shutdown()
 
