@@ -14,7 +14,7 @@ said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback  FLOW_SCALE=0.5'
+	@echo '  DATASET=ucf101|hmdb51|folders|extracted|drawn  DATA=folder  SPLIT=1  FLOW=tvl1|dis|farneback|raft  FLOW_SCALE=0.5'
 	@echo '  LIMIT=n  CLASSES=a,b'
 	@echo '  CONFIG=name or file  SHARDS=folder, LMDB, http:// or s3:// URL  STAGES=auto|scratch|imagenet|base|joint  ARGS="..."'
 
