@@ -16,22 +16,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from preprocess.building.engines import Engine
+from preprocess.building.finish import Complete, finish, start
+from preprocess.building.former import changed_files
+from preprocess.building.notes import read_notes
+from preprocess.building.places import DESK, FolderPlace, place_at
+from preprocess.building.schedule import Schedule, work_off
+from preprocess.building.site import Site, named, opened_site, split_location
+from preprocess.building.standing import differences, made_of, standing
+from preprocess.building.tally import FAILURES, Progress, Tally, failures_in
+from preprocess.building.work import Failure
+from preprocess.building.workers import engine_of, pinned, worker_count
+from preprocess.building.workplace import clear, work_place
 from preprocess.config import Preprocess
-from preprocess.disk import some
-from preprocess.engines import Engine
 from preprocess.errors import PreprocessError
-from preprocess.finish import Complete, finish, start
-from preprocess.former import changed_files
-from preprocess.listing import Dataset
-from preprocess.notes import read_notes
-from preprocess.places import DESK, FolderPlace, place_at
-from preprocess.schedule import Schedule, work_off
-from preprocess.site import Site, named, opened_site, split_location
-from preprocess.standing import differences, made_of, standing
-from preprocess.tally import FAILURES, Progress, Tally, failures_in
-from preprocess.work import Failure
-from preprocess.workers import engine_of, pinned, worker_count
-from preprocess.workplace import clear, work_place
+from preprocess.sources.disk import some
+from preprocess.sources.listing import Dataset
 from shards.errors import ShardError
 from shards.latest import remember
 from shards.manifest import Manifest

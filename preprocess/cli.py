@@ -17,14 +17,14 @@ import click
 from configs import SettingsError
 from configs.cli_errors import one_line
 from preprocess.errors import PreprocessError
-from preprocess.inspect_cli import inspect
+from preprocess.looking.inspect_cli import inspect
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
     from preprocess.build import BuildReport
-    from preprocess.choice import Choice
     from preprocess.config import Preprocess
     from preprocess.datasets import Dataset
+    from preprocess.sources.choice import Choice
 
 known_errors = one_line(SettingsError, ShardError, PreprocessError)
 
@@ -111,11 +111,11 @@ def shards(config: str | None, dry_run: bool, rebuild: bool, **options: Any) -> 
     """
     from rich.console import Console
 
-    from preprocess.announcement import announcement, complete
     from preprocess.build import build, split_location
+    from preprocess.building.announcement import announcement, complete
+    from preprocess.building.parts import build_part
+    from preprocess.building.workplace import Share
     from preprocess.display import build_display, part_lines, planned_table
-    from preprocess.parts import build_part
-    from preprocess.workplace import Share
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
@@ -163,7 +163,7 @@ def merge_parts(config: str | None, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from preprocess.parts import merge
+    from preprocess.building.parts import merge
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
@@ -192,9 +192,9 @@ def annotate(config: str | None, folder: str | None, count: str, **options: Any)
     """
     from rich.console import Console
 
-    from preprocess.annotations import annotation_name
-    from preprocess.counting import annotate_split
     from preprocess.display import counting
+    from preprocess.sources.annotations import annotation_name
+    from preprocess.sources.counting import annotate_split
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
@@ -222,10 +222,10 @@ def draw(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
     from rich.console import Console
 
     from configs import load
-    from preprocess.choice import DRAWN_SETTINGS
     from preprocess.config import PreprocessConfig
     from preprocess.display import counting
     from preprocess.drawn import draw_dataset
+    from preprocess.sources.choice import DRAWN_SETTINGS
 
     settings = load(PreprocessConfig, config or DRAWN_SETTINGS, overrides).preprocess
     with stoppable(), counting(Console(), "drawing") as watch:
@@ -237,8 +237,8 @@ def draw(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
 
 def _chosen(config: str | None, changes: list[str]) -> tuple[Preprocess, Choice]:
     from configs import load
-    from preprocess.choice import DRAWN, DRAWN_SETTINGS, choose
     from preprocess.config import PreprocessConfig
+    from preprocess.sources.choice import DRAWN, DRAWN_SETTINGS, choose
 
     settings = load(PreprocessConfig, config, changes).preprocess
     choice = choose(settings)
@@ -249,11 +249,11 @@ def _chosen(config: str | None, changes: list[str]) -> tuple[Preprocess, Choice]
 
 
 def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
-    from preprocess.choice import DRAWN, read
     from preprocess.datasets import describe
-    from preprocess.disk import some
     from preprocess.display import counting
     from preprocess.extracted import strays
+    from preprocess.sources.choice import DRAWN, read
+    from preprocess.sources.disk import some
 
     if choice.kind == DRAWN:
         made = f"flow {settings.flow.method}, short side {settings.rgb.short_side}"
@@ -273,9 +273,9 @@ def _read(settings: Preprocess, choice: Choice, console: Any) -> Dataset:
 
 def _waiting(dataset: Dataset, settings: Preprocess) -> Iterator[str]:
     """What builds with other settings left; it is never removed unasked."""
-    from preprocess.estimate import bytes_in_words
-    from preprocess.standing import made_of
-    from preprocess.workplace import waiting_elsewhere
+    from preprocess.building.estimate import bytes_in_words
+    from preprocess.building.standing import made_of
+    from preprocess.building.workplace import waiting_elsewhere
 
     for one in waiting_elsewhere(settings.out, dataset.name, made_of(dataset, settings)["record"]):
         yield (
@@ -289,9 +289,9 @@ def _waiting(dataset: Dataset, settings: Preprocess) -> Iterator[str]:
 def _tell(report: BuildReport, settings: Preprocess, console: Any) -> None:
     """Prints what a build did, and keeps its settings beside the shards."""
     from configs import dump
+    from preprocess.building.places import place_at
     from preprocess.config import PreprocessConfig
     from preprocess.display import closing_lines, summary
-    from preprocess.places import place_at
     from shards.stores.connect import is_url
 
     if report.new:

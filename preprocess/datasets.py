@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from configs import nearest
-from preprocess import disk, folders, frame_folders, hmdb51, ucf101
-from preprocess.annotations import read_annotations
 from preprocess.errors import DatasetError
-from preprocess.listing import (
+from preprocess.sources import disk, folders, frame_folders, hmdb51, ucf101
+from preprocess.sources.annotations import read_annotations
+from preprocess.sources.listing import (
     PARTS,
     Dataset,
     Lists,
@@ -24,7 +24,7 @@ from preprocess.listing import (
     plain_name,
     remarks,
 )
-from preprocess.strata import Strata, strata_of
+from preprocess.sources.strata import Strata, strata_of
 
 __all__ = ["Dataset", "Video", "describe", "find_dataset", "reduced"]
 

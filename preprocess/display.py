@@ -14,11 +14,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from preprocess.build import FAILURES, BuildReport, Progress
-from preprocess.estimate import Estimate, bytes_in_words, in_words
-from preprocess.links import shared_bytes
-from preprocess.listing import PARTS
-from preprocess.parts import PartReport
-from preprocess.workplace import Share
+from preprocess.building.estimate import Estimate, bytes_in_words, in_words
+from preprocess.building.links import shared_bytes
+from preprocess.building.parts import PartReport
+from preprocess.building.workplace import Share
+from preprocess.sources.listing import PARTS
 from shards.stores.connect import is_url
 
 Watch = Callable[[Progress], None]

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.cells import CELLS, CLASSES, Cell, class_of
 from preprocess.config import Drawn
-from preprocess.drawing import encoded, pictures
-from preprocess.drift import Film
+from preprocess.drawing.cells import CELLS, CLASSES, Cell, class_of
+from preprocess.drawing.drift import Film
+from preprocess.drawing.pictures import encoded, pictures
 from preprocess.errors import DatasetError
 from shards.draws import key_of
 from shards.whole import whole

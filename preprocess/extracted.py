@@ -18,14 +18,14 @@ from typing import Any
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from preprocess import disk
 from preprocess.config import Flow, Preprocess
 from preprocess.errors import DatasetError, VideoError
-from preprocess.frame_folders import FRAME
-from preprocess.half import LEAST, halved_levels
-from preprocess.jpeg import JpegHeader, jpeg_header
-from preprocess.listing import Video
+from preprocess.flows.half import LEAST, halved_levels
 from preprocess.record import gray_jpeg, how_stored
+from preprocess.sources import disk
+from preprocess.sources.frame_folders import FRAME
+from preprocess.sources.listing import Video
+from preprocess.videos.jpeg import JpegHeader, jpeg_header
 from shards.errors import FormatError
 from shards.format import MOST_PIXELS
 from shards.record import FlowMade, Frames, Plain, Record, Source

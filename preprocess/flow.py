@@ -1,4 +1,4 @@
-"""Optical flow between neighbouring frames, by a method (preprocess/flow_methods.py has them) and a backend of it.
+"""Optical flow between neighbouring frames, by a method (preprocess/flows/methods.py has them) and a backend of it.
 
 Layouts: H W positions, 2 = horizontal then vertical. Values are pixels per frame, of the frames as they are given.
 Gray is OpenCV's RGB2GRAY: 0.299 R + 0.587 G + 0.114 B, rounded to uint8.
@@ -18,7 +18,7 @@ from configs import SettingsError, nearest
 from preprocess import tvl1
 from preprocess.config import Flow
 from preprocess.errors import PreprocessError
-from preprocess.flow_methods import METHODS, Backend, Compute, Field, Parameters, Picture, opencv_version
+from preprocess.flows.methods import METHODS, Backend, Compute, Field, Parameters, Picture, opencv_version
 
 __all__ = [
     "METHODS",

@@ -9,8 +9,8 @@ from typing import Any
 from configs import SettingsError
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.errors import PreprocessError, VideoError
-from preprocess.listing import Video
 from preprocess.record import make_record
+from preprocess.sources.listing import Video
 from shards.record import Record
 
 __all__ = ["PreprocessError", "VideoError", "record_of", "settings_as", "videos_in"]

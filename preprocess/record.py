@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from preprocess.config import Flow, Preprocess
 from preprocess.errors import VideoError
 from preprocess.flow import Field, compute, library, one_thread, opencv_version, resolved, seen
-from preprocess.half import halved
-from preprocess.listing import Video
+from preprocess.flows.half import halved
+from preprocess.sources.listing import Video
 from preprocess.video import decoder, opened, source_of, stored_frames
 from shards.errors import FormatError
 from shards.record import FlowMade, Frames, Plain, Record, quantise

@@ -20,9 +20,9 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from preprocess.container import shortfall
 from preprocess.errors import VideoError
-from preprocess.upright import upright
+from preprocess.videos.container import shortfall
+from preprocess.videos.upright import upright
 from shards.format import MOST_PIXELS
 from shards.record import Source
 

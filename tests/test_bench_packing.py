@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from preprocess.build import build
+from preprocess.building.engines import here
 from preprocess.config import Preprocess
-from preprocess.engines import here
 from tests.bench.packing import COMMANDS, OURS, TAR, WAYS, main, must_agree, unpacked
 
 

@@ -27,10 +27,10 @@ ARROWS = {
 }
 # Where a library may be imported at all, wherever in a module the import stands.
 PLACES = {
-    "torch": r"stmul/.*|preprocess/(tvl1\w*|raft|flow_methods)\.py",
-    "torchvision": r"stmul/.*|preprocess/raft\.py",
-    "triton": r"preprocess/tvl1_\w*\.py",
-    "numba": r"preprocess/(lanes|machine_code)\.py",
+    "torch": r"stmul/.*|preprocess/(tvl1/\w+|flows/(raft|methods))\.py",
+    "torchvision": r"stmul/.*|preprocess/flows/raft\.py",
+    "triton": r"preprocess/tvl1/gpu\w*\.py",
+    "numba": r"preprocess/tvl1/(lanes|machine_code)\.py",
     "cv2": r"preprocess/.*|stmul/resize\.py",
     "av": r"preprocess/.*",
     "webdataset": r"shards/(writer|adapter)\.py",

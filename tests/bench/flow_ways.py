@@ -62,11 +62,11 @@ def ours_together(pairs: Sequence[Pair], device: str) -> Field:
 
 def eager(pair: Pair) -> Field:
     """Ours without kernels or compiler: plain operations of PyTorch on the CPU."""
-    from preprocess import tvl1_eager, tvl1_torch
-    from preprocess.tvl1_parameters import Parameters
+    from preprocess.tvl1 import eager, tensors
+    from preprocess.tvl1.parameters import Parameters
 
     one, other = (torch.from_numpy(gray)[None] for gray in pair.gray)
-    return np.asarray(tvl1_torch.flow_of(one, other, Parameters(), tvl1_eager.solve)[0].numpy())
+    return np.asarray(tensors.flow_of(one, other, Parameters(), eager.solve)[0].numpy())
 
 
 def dis(pair: Pair) -> Field:
@@ -90,7 +90,7 @@ def skimage(pair: Pair) -> Field:
 
 def raft_way(weights: Path | None, device: str) -> Way:
     """RAFT; without a file of weights with weights as drawn, which take as long and see nothing."""
-    from preprocess import raft
+    from preprocess.flows import raft
 
     if weights is None:
         from torchvision.models.optical_flow import raft_large

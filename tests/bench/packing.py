@@ -33,7 +33,7 @@ from rich.table import Table
 from preprocess.build import build
 from preprocess.config import Preprocess
 from preprocess.extracted import record_from_frames
-from preprocess.listing import Dataset, Video
+from preprocess.sources.listing import Dataset, Video
 from shards.format import decode, key_of
 from shards.split import open_split
 from shards.writer import pack_shard, shard_slots

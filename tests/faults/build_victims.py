@@ -83,11 +83,11 @@ def main() -> None:
 def small_build(root: Path, out: Path, what: str, watch: Callable[[Any], None] | None = None) -> None:
     """The build, or part, or merge, with settings that make it take a moment. Raises what it raises."""
     from preprocess.build import build
+    from preprocess.building.engines import here
+    from preprocess.building.parts import build_part, merge
+    from preprocess.building.workplace import Share
     from preprocess.config import Flow, Preprocess, Rgb
     from preprocess.datasets import find_dataset
-    from preprocess.engines import here
-    from preprocess.parts import build_part, merge
-    from preprocess.workplace import Share
 
     settings = Preprocess(rgb=Rgb(short_side=32), flow=Flow(method="dis"), per_shard=2)
     dataset = find_dataset(root)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from preprocess.building.tally import Progress
 from preprocess.errors import PreprocessError
-from preprocess.tally import Progress
 from shards.errors import ShardError
 from tests.faults.build_victims import BuildVictims, small_build
 from tests.preprocess.conftest import drawn_folders

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.affected import Affected, affected, in_words
+from preprocess.building.affected import Affected, affected, in_words
+from preprocess.building.former import changed_files
+from preprocess.building.plan import planned
+from preprocess.building.standing import differences, made_of, manifests
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset, reduced
-from preprocess.former import changed_files
-from preprocess.listing import Dataset, Video
-from preprocess.plan import planned
 from preprocess.record import how_made
-from preprocess.standing import differences, made_of, manifests
+from preprocess.sources.listing import Dataset, Video
 from preprocess.video import source_of
 from shards.format import encode, key_of
 from shards.manifest import NAME

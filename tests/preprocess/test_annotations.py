@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.annotations import annotation_name, read_annotations, write_annotations
-from preprocess.disk import folded
 from preprocess.errors import DatasetError
-from preprocess.listing import Dataset, Video
+from preprocess.sources.annotations import annotation_name, read_annotations, write_annotations
+from preprocess.sources.disk import folded
+from preprocess.sources.listing import Dataset, Video
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 CONTENT: dict[str, Any] = {

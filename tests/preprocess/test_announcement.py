@@ -12,16 +12,17 @@ import boto3
 import pytest
 from click.testing import CliRunner
 
-from preprocess import cli, estimate
-from preprocess.announcement import affected_by, announcement
+from preprocess import cli
 from preprocess.build import build
+from preprocess.building import estimate
+from preprocess.building.announcement import affected_by, announcement
+from preprocess.building.engines import here
+from preprocess.building.estimate import estimate_build
+from preprocess.building.plan import planned
+from preprocess.building.schedule import Schedule
+from preprocess.building.workplace import Share
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset, reduced
-from preprocess.engines import here
-from preprocess.estimate import estimate_build
-from preprocess.plan import planned
-from preprocess.schedule import Schedule
-from preprocess.workplace import Share
 
 SMALL = Preprocess(rgb=Rgb(short_side=32), flow=Flow(method="dis"), per_shard=1, workers=2)
 

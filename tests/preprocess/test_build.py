@@ -21,16 +21,16 @@ import pytest
 from PIL import Image
 
 from preprocess.build import BuildReport, Progress, build, read_failures
+from preprocess.building.engines import Died, here, processes
+from preprocess.building.work import Task
+from preprocess.building.workplace import workplace
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import Dataset, find_dataset, reduced
-from preprocess.engines import Died, here, processes
 from preprocess.errors import PreprocessError, VideoError
 from preprocess.flow import compute, gray_of
-from preprocess.listing import Video
 from preprocess.record import how_made, make_record
+from preprocess.sources.listing import Video
 from preprocess.video import read_video
-from preprocess.work import Task
-from preprocess.workplace import workplace
 from shards.errors import ShardError
 from shards.format import decode, encode, key_of
 from shards.latest import latest

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from preprocess.build import build
+from preprocess.building.engines import here
+from preprocess.building.standing import differences
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset
-from preprocess.engines import here
 from preprocess.errors import PreprocessError
-from preprocess.standing import differences
 from shards.combine import append, combine
 from shards.manifest import Manifest
 from shards.recipe import filtered

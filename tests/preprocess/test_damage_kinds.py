@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from preprocess.build import build
+from preprocess.building.engines import here
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset
-from preprocess.engines import here
 from shards.split import open_split
 
 CLASSES = ("a", "b")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess import hmdb51
-from preprocess import ucf101 as ucf101_lists
-from preprocess.annotations import write_annotations
 from preprocess.datasets import Dataset, Video, describe, find_dataset, reduced
-from preprocess.disk import entries, existing, some
 from preprocess.errors import DatasetError
+from preprocess.sources import hmdb51
+from preprocess.sources import ucf101 as ucf101_lists
+from preprocess.sources.annotations import write_annotations
+from preprocess.sources.disk import entries, existing, some
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 CLASSES = ("Archery", "HandstandPushups")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.flow_methods import METHODS
+from preprocess.flows.methods import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "flow.md").read_text(encoding="utf-8")
 

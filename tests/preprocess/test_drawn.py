@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import SettingsError, load
-from preprocess.cells import CELLS, CLASSES, HUES, MOTIONS, SIGNS, TEXTURES, Cell, ceilings, class_of
 from preprocess.config import Drawn, PreprocessConfig
-from preprocess.drawing import encoded, pictures
+from preprocess.drawing.cells import CELLS, CLASSES, HUES, MOTIONS, SIGNS, TEXTURES, Cell, ceilings, class_of
+from preprocess.drawing.drift import TONE, aperture, dust, shapes
+from preprocess.drawing.pictures import encoded, pictures
 from preprocess.drawn import Clip, clips, draw_dataset, film, is_tested
-from preprocess.drift import TONE, aperture, dust, shapes
 from preprocess.errors import DatasetError
 
 SMALL = Drawn(seed=7, train=32, test=16, frames=12, width=64, height=64)

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocess.annotations import read_annotations, write_annotations
 from preprocess.config import Preprocess
 from preprocess.datasets import describe, find_dataset
 from preprocess.errors import DatasetError, VideoError
 from preprocess.extracted import frame_files, record_from_frames, strays
-from preprocess.frame_folders import FRAME
-from preprocess.listing import Video
+from preprocess.sources.annotations import read_annotations, write_annotations
+from preprocess.sources.frame_folders import FRAME
+from preprocess.sources.listing import Video
 
 SETTINGS = Preprocess()
 NAMES = ("v_HandstandPushups_g01_c01", "v_HandstandPushups_g08_c01", "v_Archery_g01_c01", "v_Archery_g08_c01")

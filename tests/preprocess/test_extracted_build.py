@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from preprocess.build import build
+from preprocess.building.engines import here
 from preprocess.config import Preprocess
 from preprocess.datasets import find_dataset
-from preprocess.engines import here
-from preprocess.frame_folders import FRAME
+from preprocess.sources.frame_folders import FRAME
 from shards.format import decode
 from shards.split import open_split
 from tests.preprocess.test_extracted import CLASS, NAMES, write_lists, write_video

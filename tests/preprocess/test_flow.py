@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import SettingsError
-from preprocess import flow_methods, tvl1
+from preprocess import tvl1
 from preprocess.config import Flow
 from preprocess.errors import PreprocessError
 from preprocess.flow import METHODS, compute, decided, estimate, gpus, gray_of, library, resolved, seen
+from preprocess.flows import methods
 from shards.record import dequantise, quantise
 
 WITHOUT_WEIGHTS = ("tvl1", "dis", "farneback")  # raft's tests are test_raft.py
@@ -193,8 +194,8 @@ def test_a_process_that_has_another_library_than_the_build_is_refused():
 @pytest.mark.parametrize(("process", "device"), [("worker-0", 0), ("worker-5", 1), ("worker-3", 3), ("main", 0)])
 def test_workers_take_turns_on_the_gpus(monkeypatch, process, device):
     monkeypatch.setattr(tvl1, "cuda_devices", lambda: 4)
-    monkeypatch.setattr(flow_methods.multiprocessing, "current_process", lambda: SimpleNamespace(name=process))
-    assert flow_methods._device() == f"cuda:{device}"
+    monkeypatch.setattr(methods.multiprocessing, "current_process", lambda: SimpleNamespace(name=process))
+    assert methods._device() == f"cuda:{device}"
 
 
 @pytest.mark.parametrize(("method", "backend"), [("dis", "cuda"), ("farneback", "cpu"), ("raft", "opencv")])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.datasets import Dataset, find_dataset
-from preprocess.disk import VIDEO_ENDINGS
 from preprocess.errors import DatasetError
+from preprocess.sources.disk import VIDEO_ENDINGS
 
 
 def put(root: Path, names: Iterable[str]) -> None:

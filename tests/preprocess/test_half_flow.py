@@ -16,18 +16,18 @@ from PIL import Image
 
 from configs import SettingsError, load
 from preprocess.build import build
+from preprocess.building.engines import here
+from preprocess.building.estimate import estimate_build
+from preprocess.building.plan import planned
+from preprocess.building.standing import made_of
 from preprocess.config import Flow, Preprocess, PreprocessConfig, Rgb
 from preprocess.datasets import find_dataset
-from preprocess.engines import here
 from preprocess.errors import PreprocessError, VideoError
-from preprocess.estimate import estimate_build
 from preprocess.extracted import record_from_frames
 from preprocess.flow import compute, gray_of
-from preprocess.half import halved, halved_levels
-from preprocess.listing import Video
-from preprocess.plan import planned
+from preprocess.flows.half import halved, halved_levels
 from preprocess.record import gray_jpeg, how_made, make_record
-from preprocess.standing import made_of
+from preprocess.sources.listing import Video
 from preprocess.video import read_video
 from shards.check import problems
 from shards.copy import copy_split

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess import hmdb51
 from preprocess.datasets import Dataset, find_dataset
 from preprocess.errors import DatasetError
+from preprocess.sources import hmdb51
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 HMDB_LISTS = {

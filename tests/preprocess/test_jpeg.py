@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocess.jpeg import jpeg_header
+from preprocess.videos.jpeg import jpeg_header
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (17, 33, 3), dtype=np.uint8)
 MODES = {1: "L", 3: "RGB"}

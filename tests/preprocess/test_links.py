@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from preprocess.build import build
+from preprocess.building.links import share, shared_bytes, siblings_of
+from preprocess.building.plan import planned
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset
-from preprocess.links import share, shared_bytes, siblings_of
-from preprocess.plan import planned
 from shards.manifest import Manifest, ShardFile
 
 

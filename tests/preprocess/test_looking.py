@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocess.charts import FLOW, MISSING, OVER, REPEATED, histogram, timeline
 from preprocess.cli import preprocess
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.errors import VideoError
-from preprocess.listing import Video
-from preprocess.looking import BIN, BINS, BOUND, Inspection, inspected
+from preprocess.looking.charts import FLOW, MISSING, OVER, REPEATED, histogram, timeline
+from preprocess.looking.inspection import BIN, BINS, BOUND, Inspection, inspected
+from preprocess.looking.sheet import film, lines_of, sheet
 from preprocess.record import make_record
-from preprocess.sheet import film, lines_of, sheet
-from preprocess.timing import in_words, timing
+from preprocess.sources.listing import Video
+from preprocess.videos.timing import in_words, timing
 from tests.preprocess.conftest import moving_texture
 
 SMALL = Preprocess(rgb=Rgb(short_side=48), flow=Flow(method="farneback"))
@@ -151,7 +151,7 @@ def test_flow_beyond_the_bound_is_counted_by_pair(tmp_path, monkeypatch):
             field[:, :32, 0] = -25 * (number == 1)
             yield field
 
-    monkeypatch.setattr("preprocess.looking.compute", known)
+    monkeypatch.setattr("preprocess.looking.inspection.compute", known)
     wild = inspected(tmp_path / "a.mkv", SMALL)
     assert wild.beyond_P.tolist() == [0, 0.25, 0]
     assert wild.length_P.tolist() == [0, 12.5, 0]
@@ -285,8 +285,8 @@ def test_equal_videos_give_equal_bytes_in_any_process(tmp_path):
 import hashlib, sys
 from pathlib import Path
 from preprocess.config import Flow, Preprocess, Rgb
-from preprocess.looking import inspected
-from preprocess.sheet import film, sheet
+from preprocess.looking.inspection import inspected
+from preprocess.looking.sheet import film, sheet
 look = inspected(Path(sys.argv[1]), Preprocess(rgb=Rgb(short_side=48), flow=Flow(method="farneback")))
 print(hashlib.sha256(sheet(look).tobytes() + film(look)).hexdigest())
 """

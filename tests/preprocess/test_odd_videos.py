@@ -19,10 +19,10 @@ from PIL import Image
 
 from preprocess.config import Preprocess
 from preprocess.errors import VideoError
-from preprocess.listing import Video
 from preprocess.record import make_record
-from preprocess.upright import upright
+from preprocess.sources.listing import Video
 from preprocess.video import count_frames, opened, read_video, stored_frames
+from preprocess.videos.upright import upright
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 40), (40, 50, 210), (240, 240, 240)
 CORNERS = np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8)  # of the picture that the tests write

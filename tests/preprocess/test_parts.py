@@ -20,18 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.build import Progress, build
+from preprocess.building.engines import Died, Engine, here, processes
+from preprocess.building.parts import build_part, merge
+from preprocess.building.places import place_at
+from preprocess.building.plan import planned
+from preprocess.building.site import named
+from preprocess.building.work import Task
+from preprocess.building.workers import pinned, worker_count
+from preprocess.building.workplace import Share, finished_before, waiting_elsewhere, work_place, workplace
 from preprocess.config import Flow, Preprocess, Rgb
 from preprocess.datasets import find_dataset, reduced
-from preprocess.engines import Died, Engine, here, processes
 from preprocess.errors import PreprocessError
-from preprocess.parts import build_part, merge
-from preprocess.places import place_at
-from preprocess.plan import planned
 from preprocess.record import how_made
-from preprocess.site import named
-from preprocess.work import Task
-from preprocess.workers import pinned, worker_count
-from preprocess.workplace import Share, finished_before, waiting_elsewhere, work_place, workplace
 from shards.check import problems
 from shards.errors import ShardError
 from shards.index import index_bytes, index_tar
@@ -477,7 +477,7 @@ def test_the_records_of_a_damaged_shard_that_are_whole_are_taken_from_it(root, t
 
 
 def test_videos_that_were_not_written_since_are_not_read_again(own_root, tmp_path, monkeypatch, reference):
-    monkeypatch.setattr("preprocess.schedule.SURE", -1e9)
+    monkeypatch.setattr("preprocess.building.schedule.SURE", -1e9)
     dataset = find_dataset(own_root)
     with pytest.raises(KeyboardInterrupt):
         build_here(dataset, SMALL, tmp_path, stopping_after(9))
@@ -567,7 +567,7 @@ def test_a_node_that_would_make_other_records_stops_the_build(root, tmp_path, mo
 
 def test_at_most_four_processes_share_a_gpu(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("preprocess.workers.gpus", lambda flow: 2)
+    monkeypatch.setattr("preprocess.building.workers.gpus", lambda flow: 2)
     assert worker_count(Preprocess()) == 8
     assert worker_count(Preprocess(workers=3)) == 3
     assert worker_count(Preprocess(), flow=False) == 64

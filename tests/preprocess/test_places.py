@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from preprocess.places import BucketPlace, FolderPlace, Place, place_at
+from preprocess.building.places import BucketPlace, FolderPlace, Place, place_at
 from shards.errors import ShardError, UnreachableError
 from shards.manifest import ShardFile
 

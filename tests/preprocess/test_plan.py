@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import hmdb51, ucf101
-from preprocess.annotations import annotation_name, write_annotations
+from preprocess.building.plan import planned
 from preprocess.datasets import find_dataset, reduced
 from preprocess.errors import DatasetError
-from preprocess.listing import Dataset, Entry, Lists, Video
-from preprocess.plan import planned
-from preprocess.strata import strata_of
+from preprocess.sources import hmdb51, ucf101
+from preprocess.sources.annotations import annotation_name, write_annotations
+from preprocess.sources.listing import Dataset, Entry, Lists, Video
+from preprocess.sources.strata import strata_of
 from shards.format import key_of
 from shards.writer import shard_slots
 

@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 
 from preprocess import cli
 from preprocess.build import Progress
-from preprocess.choice import choose
+from preprocess.building.estimate import bytes_in_words, estimate_build, in_words
+from preprocess.building.plan import planned
 from preprocess.config import Preprocess
 from preprocess.datasets import find_dataset
 from preprocess.display import _Pace, build_display
-from preprocess.estimate import bytes_in_words, estimate_build, in_words
-from preprocess.plan import planned
+from preprocess.sources.choice import choose
 from shards.split import open_split
 
 TINY = ["--set", "preprocess.rgb.short_side=32", "--flow", "dis", "--workers", "1"]
@@ -192,7 +192,7 @@ def test_a_changed_file_is_named_before_just_its_record_is_made_anew(elsewhere, 
 
 
 def test_what_an_earlier_run_finished_is_kept_and_said_so(root, monkeypatch):
-    from preprocess import schedule
+    from preprocess.building import schedule
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from configs import SettingsError
-from preprocess import raft
 from preprocess.errors import PreprocessError
+from preprocess.flows import raft
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from preprocess.engines import Died
+from preprocess.building.engines import Died
+from preprocess.building.ray_engine import ray_tasks
+from preprocess.building.ray_node import Start, code_here, serve, videos_of
+from preprocess.building.work import Task
 from preprocess.errors import PreprocessError
-from preprocess.listing import Video
-from preprocess.ray_engine import ray_tasks
-from preprocess.ray_node import Start, code_here, serve, videos_of
-from preprocess.work import Task
+from preprocess.sources.listing import Video
 
 ROOT = Path(__file__).parents[2]
 evaluate = partial(eval, "eval")  # makes the function that evaluates expressions
@@ -62,7 +62,7 @@ def test_a_node_with_other_code_unpacks_nothing():
 
 
 def test_a_node_that_lacks_a_folder_says_which_after_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocess.ray_node.PATIENCE_S", 0.1)
+    monkeypatch.setattr("preprocess.building.ray_node.PATIENCE_S", 0.1)
     kind, reason = served("6 * 7", seen=(str(tmp_path / "elsewhere" / "token"),))
     assert kind == "unfit"
     assert str(tmp_path / "elsewhere") in reason

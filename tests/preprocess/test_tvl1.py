@@ -17,14 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import SettingsError
-from preprocess import machine_code, tvl1_eager, tvl1_iterate, tvl1_torch
 from preprocess.flow import compute, gray_of
-from preprocess.lanes import COUNT
-from preprocess.tvl1 import tvl1
-from preprocess.tvl1_iterate import FIELDS, LINES, MARGIN, pitch_of
-from preprocess.tvl1_median import filter_rows
-from preprocess.tvl1_parameters import Parameters
-from preprocess.tvl1_warp import linearise, planes_of, resized
+from preprocess.tvl1 import eager, iterate, machine_code, tensors, tvl1
+from preprocess.tvl1.iterate import FIELDS, LINES, MARGIN, pitch_of
+from preprocess.tvl1.lanes import COUNT
+from preprocess.tvl1.median import filter_rows
+from preprocess.tvl1.parameters import Parameters
+from preprocess.tvl1.warp import linearise, planes_of, resized
 from preprocess.video import opened, stored_frames
 from shards.record import quantise
 
@@ -50,7 +49,7 @@ def by_opencv(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def by_eager(first_NHW: np.ndarray, second_NHW: np.ndarray, **parameters: float) -> np.ndarray:
     pictures = (torch.from_numpy(p) for p in (first_NHW, second_NHW))
-    return tvl1_torch.flow_of(*pictures, Parameters(**parameters), tvl1_eager.solve).numpy()
+    return tensors.flow_of(*pictures, Parameters(**parameters), eager.solve).numpy()
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -68,7 +67,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 def test_medians_are_exact(seed, height, width, side, levels):
     picture = np.random.default_rng(seed).integers(0, levels, (height, width)).astype(np.float32) / 7
     expected = cv2.medianBlur(picture, side)
-    assert (tvl1_eager.median(torch.from_numpy(picture[None]), side)[0].numpy() == expected).all()
+    assert (eager.median(torch.from_numpy(picture[None]), side)[0].numpy() == expected).all()
     pitch = pitch_of(width)
     rows = np.full((height, 2, pitch), 9.0, np.float32)
     rows[:, 0, MARGIN : MARGIN + width] = picture
@@ -92,7 +91,7 @@ def test_scales_are_opencvs(height, width, step):
     assert np.abs(resized(picture, *expected.shape, 1 / step, 1 / step) - expected).max() < 1e-3
     back = resized(expected, height, width, expected.shape[0] / height, expected.shape[1] / width)
     assert np.abs(back - cv2.resize(expected, (width, height))).max() < 1e-3
-    found = tvl1_torch._resized(torch.from_numpy(picture[None]), *expected.shape, 1 / step, 1 / step)
+    found = tensors._resized(torch.from_numpy(picture[None]), *expected.shape, 1 / step, 1 / step)
     assert np.abs(found[0].numpy() - expected).max() < 1e-3
 
 
@@ -103,7 +102,7 @@ def test_warps_are_opencvs_outside_of_the_picture_too(seed, height, width, sprea
     first, second = draws.uniform(0, 255, (2, height, width)).astype(np.float32)
     flow = (draws.normal(size=(2, height, width)) * spread).astype(np.float32)
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
-    gx, gy = (g.numpy()[0] for g in tvl1_torch._gradient(torch.from_numpy(second[None])))
+    gx, gy = (g.numpy()[0] for g in tensors._gradient(torch.from_numpy(second[None])))
     planes = [cv2.remap(p, xs + flow[0], ys + flow[1], cv2.INTER_CUBIC) for p in (second, gx, gy)]
     rho = planes[0] - planes[1] * flow[0] - planes[2] * flow[1] - first
     expected = np.stack([planes[1], planes[2], planes[1] ** 2 + planes[2] ** 2, rho])
@@ -201,12 +200,12 @@ def test_looking_ahead_of_the_stop_changes_nothing():
     line = np.zeros((height, LINES, pitch), np.float32)
     state[2:, :2, MARGIN : MARGIN + width] = draws.normal(size=(height, 2, width))
     line[:, :, MARGIN : MARGIN + width] = np.abs(draws.normal(size=(height, LINES, width)))
-    tail, errors, states = np.ones(COUNT, np.float32), np.zeros(tvl1_iterate.AHEAD), []
+    tail, errors, states = np.ones(COUNT, np.float32), np.zeros(iterate.AHEAD), []
     numbers = (np.float32(0.25), np.float32(0.045), errors)
     for counts in ((4,), (1, 1, 1, 1), (3, 1), (2, 2)):
         old, new, seen = state.copy(), np.zeros_like(state), []
         for count in counts:
-            tvl1_iterate._iterate(old.ravel(), new.ravel(), line.ravel(), tail, height, width, count, *numbers)
+            iterate._iterate(old.ravel(), new.ravel(), line.ravel(), tail, height, width, count, *numbers)
             seen += errors[:count].tolist()
             old, new = new, old
         states.append((old[2:, :, MARGIN : MARGIN + width], seen))
@@ -339,15 +338,15 @@ def test_a_full_disk_leaves_the_code_unkept(tmp_path, monkeypatch):
 
 
 def test_kept_code_is_named_by_all_compiled_sources(tmp_path, monkeypatch):
-    imports = re.compile(r"^from preprocess\.(machine_code|lanes) import", re.MULTILINE)
-    compiled = {p.name for p in (ROOT / "preprocess").glob("*.py") if imports.search(p.read_text())}
-    assert compiled - {"tvl1_cpu.py"} <= {*machine_code.SOURCES}
+    imports = re.compile(r"^from preprocess\.tvl1\.(machine_code|lanes) import", re.MULTILINE)
+    compiled = {p.name for p in (ROOT / "preprocess" / "tvl1").glob("*.py") if imports.search(p.read_text())}
+    assert compiled - {"cpu.py"} <= {*machine_code.SOURCES}
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     before = machine_code.folder.__wrapped__()
     changed = tmp_path / "preprocess"
     changed.mkdir()
     for name in machine_code.SOURCES:
-        (changed / name).write_bytes((ROOT / "preprocess" / name).read_bytes())
+        (changed / name).write_bytes((ROOT / "preprocess" / "tvl1" / name).read_bytes())
     monkeypatch.setattr(machine_code, "__file__", str(changed / "machine_code.py"))
     assert machine_code.folder.__wrapped__() == before
     (changed / machine_code.SOURCES[-1]).write_text("other")

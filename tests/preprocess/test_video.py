@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.container import shortfall
 from preprocess.errors import VideoError
 from preprocess.video import count_frames, opened, read_video, resized, source_of, stored_size
+from preprocess.videos.container import shortfall
 
 Write = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from configs import load
-from preprocess.cells import CELLS, Cell, class_of
+from preprocess.drawing.cells import CELLS, Cell, class_of
 from shards.format import decode, encode, key_of
 from shards.record import Record
 from shards.split import open_split

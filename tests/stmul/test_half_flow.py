@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from preprocess.config import Flow, Preprocess, Rgb
-from preprocess.listing import Video
 from preprocess.record import flow_jpegs, make_record, rgb_jpeg
+from preprocess.sources.listing import Video
 from shards.draws import Draws
 from shards.format import encode, key_of
 from shards.record import FlowMade, Frames, Record, Source, dequantise

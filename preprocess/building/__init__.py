@@ -1,0 +1,1 @@
+"""All videos of a split -> its shards: what, where, by whom, and what was there before."""

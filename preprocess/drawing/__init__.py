@@ -1,0 +1,1 @@
+"""The drawn set: its cells, pictures and motions."""

@@ -1,0 +1,1 @@
+"""What computes optical flow, but TV-L1."""

@@ -1,0 +1,1 @@
+"""One video as a build takes it, to look at."""
