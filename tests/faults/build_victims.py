@@ -65,7 +65,7 @@ class BuildVictims:
 
 def main() -> None:
     """Answers each line (root, out, what, strike) with what became of that build."""
-    for name in ("build", "parts", "engines", "datasets"):
+    for name in ("build", "building.parts", "building.engines", "datasets"):
         import_module(f"preprocess.{name}")
     for line in sys.stdin:
         root, out, what, strike = json.loads(line)
