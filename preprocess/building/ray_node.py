@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 import socket
 import time
 import traceback
@@ -138,9 +137,11 @@ def _started(start: Start) -> Callable[[Any], Any]:
 
 def _sendable(error: Exception) -> Exception:
     """The error itself where it can be sent and read, else its words."""
+    from ray import cloudpickle
+
     try:
-        pickle.dumps(error)
-        copy.copy(error)  # as unpickling does it: some can be sent and not be made again
+        cloudpickle.dumps(error)  # as Ray will
+        copy.copy(error)  # as reading it does: some can be sent and not be made again
     except Exception:
         return PreprocessError("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     return error
