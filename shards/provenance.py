@@ -46,7 +46,7 @@ def differences(one: Split, other: Split) -> list[str]:
     """
     said = [split.manifest.made.get("record") for split in (one, other)]
     ways = said if all(isinstance(way, Mapping) for way in said) else [_seen(one), _seen(other)]
-    (here, there), (sides, their_sides) = (dict(_leaves(way)) for way in ways), map(_sides, (one, other))
+    (here, there), (sides, their_sides) = (dict(leaves(way)) for way in ways), map(_sides, (one, other))
     both = sides.keys() & their_sides  # videos of one frame have no flow
     here |= {name: sides[name] for name in sorted(both)}
     there |= {name: their_sides[name] for name in sorted(both)}
@@ -154,9 +154,10 @@ def _sides(split: Split) -> dict[str, Any]:
     return {name: min(sides, key=lambda side: (-sides[side], side)) for name, sides in counted.items() if sides}
 
 
-def _leaves(tree: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """What stands in a tree of settings, each with its path: `flow.method`."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _leaves(value, (*above, str(key)))
+            yield from leaves(value, (*above, str(key)))
     else:
         yield ".".join(above), tree

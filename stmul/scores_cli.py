@@ -51,7 +51,7 @@ def fuse(tests: tuple[str, ...], weights: tuple[float, ...], scale: str, out: Pa
     from stmul import fusing
     from stmul.display import results_table
     from stmul.fusing import read_table
-    from stmul.results import write_results
+    from stmul.results import measures, write_results
 
     base, _ = _results(tests[0], experiment_dir)
     sources = [read_table(Path(test)) if test.endswith(".csv") else _source(test, experiment_dir) for test in tests]
@@ -59,7 +59,8 @@ def fuse(tests: tuple[str, ...], weights: tuple[float, ...], scale: str, out: Pa
     console = Console()
     for source in sources:
         alone = fusing.fuse(base, [source], [1.0], scale)  # type: ignore[arg-type]
-        click.echo(f"{100 * alone_accuracy(alone):5.1f} %  {source.words}")
+        top1 = measures(alone, alone.main)["top1"]
+        click.echo(f"{100 * top1:5.1f} %  {source.words}")
     console.print(results_table(fused))
     if out is not None:
         write_results(out, fused)
@@ -93,13 +94,6 @@ def compare(one: str, other: str, experiment_dir: str) -> None:
     )
     sure = "the difference is resolved" if found.resolved else "no difference resolvable"
     click.echo(f"{sure} with {found.clips} clips in {found.groups} groups (paired bootstrap over groups, 95 %)")
-
-
-def alone_accuracy(results: Results) -> float:
-    """Top-1 of the one head there is, 0 .. 1."""
-    from stmul.results import measures
-
-    return measures(results, results.main)["top1"]
 
 
 def _source(given: str, folder: str) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from preprocess.sources.strata import SPLITS
 from shards.errors import ShardError
 from shards.format import key_of
 from shards.manifest import NAME, Manifest, parse_manifest
+from shards.provenance import leaves
 
 DIGEST = "videos"  # over the names, labels and sizes of all listed videos
 AT_ONCE = 16  # files looked at side by side: a shared folder or a bucket answers slowly, but many at a time
@@ -89,7 +90,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if isinstance(steps := before.get("steps"), list) and "steps" not in now:  # as shards.provenance notes them
         done = dict.fromkeys(str(step.get("did")) for step in steps if isinstance(step, Mapping))
         return [f"they were made of other shards: {', '.join(done)}"]
-    then, asked = dict(_leaves(before)), dict(_leaves(now))
+    then, asked = dict(leaves(before)), dict(leaves(now))
     keys = [*asked, *(key for key in then if key not in asked)]
     both = {key: [side.get(key, UNSAID.get(key, "nothing")) for side in (then, asked)] for key in keys}
     other = [key for key, (was, is_) in both.items() if was != is_]
@@ -129,11 +130,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _leaves(tree: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, (*above, str(key)))
-    else:
-        yield ".".join(above), tree
