@@ -80,6 +80,7 @@ def test_medians_are_exact(seed, height, width, side, levels):
 @given(st.integers(16, 90), st.integers(16, 90), st.sampled_from((0.5, 0.7, 0.8, 0.95)))
 @settings(max_examples=40, deadline=None)
 @example(18, 22, 0.8)
+@example(85, 85, 0.7)
 def test_scales_are_opencvs(height, width, step):
     picture = np.random.default_rng(height).uniform(0, 255, (height, width)).astype(np.float32)
     sizes = Parameters(nscales=2, scale_step=step).sizes(height, width)
@@ -88,11 +89,13 @@ def test_scales_are_opencvs(height, width, step):
         assert min(expected.shape) < 16
         return
     assert sizes[1] == expected.shape
-    assert np.abs(resized(picture, *expected.shape, 1 / step, 1 / step) - expected).max() < 1e-3
+    # A place near 90 is rounded to 4e-6 in float32, some roundings each way of two; levels next to it differ by 255.
+    near = 4 * 4e-6 * 255
+    assert np.abs(resized(picture, *expected.shape, 1 / step, 1 / step) - expected).max() < near
     back = resized(expected, height, width, expected.shape[0] / height, expected.shape[1] / width)
-    assert np.abs(back - cv2.resize(expected, (width, height))).max() < 1e-3
+    assert np.abs(back - cv2.resize(expected, (width, height))).max() < near
     found = tensors._resized(torch.from_numpy(picture[None]), *expected.shape, 1 / step, 1 / step)
-    assert np.abs(found[0].numpy() - expected).max() < 1e-3
+    assert np.abs(found[0].numpy() - expected).max() < near
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 40), st.integers(3, 40), st.sampled_from((0.4, 3.0, 50.0, 1e7)))
