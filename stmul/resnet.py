@@ -245,10 +245,14 @@ class Stream(nn.Module):
         return self.maximum(self.norm1(self.conv1(x_NCHW)))  # type: ignore[no-any-return]
 
     def head(self, x_NCHW: Tensor, instants: int) -> Tensor:
-        """From the last sum to score maps: maximum over time, then average over space, then the classifier."""
+        """From the last sum to score maps: its ReLU, and what follows."""
+        return self.classified(x_NCHW.relu(), instants)
+
+    def classified(self, x_NCHW: Tensor, instants: int) -> Tensor:
+        """From the last activations to score maps: maximum over time, then average over space, then the classifier."""
         height, width = x_NCHW.shape[-2:]
         window = min(self.temporal_window, instants)
-        x_BCTP = functional.max_pool2d(as_rows(x_NCHW.relu(), instants), (window, 1), (self.temporal_stride, 1))
+        x_BCTP = functional.max_pool2d(as_rows(x_NCHW, instants), (window, 1), (self.temporal_stride, 1))
         x_NCHW = functional.avg_pool2d(
             as_frames(x_BCTP, height, width), (min(self.pool, height), min(self.pool, width)), stride=1
         )
