@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
-import platform
 from collections.abc import Iterable
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from shards.format import decode
 from shards.picture import record_sheet
 from shards.split import Split
+from stmul.environment import environment
 from stmul.report import shown_clips, write_report
 from stmul.results import HistoryRow, Results
 from stmul.runs import Run
@@ -46,13 +42,3 @@ def _pictures(split: Split, part: str, records: Iterable[int]) -> dict[str, byte
         record_sheet(record).save(buffer, "JPEG", quality=85)
         sheets[record.name] = buffer.getvalue()
     return sheets
-
-
-def environment() -> dict[str, str]:
-    """The machine and the libraries, in words; nothing that names a person or a host."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, GPU {gpu}",
-        "Python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "numpy", "simplejpeg", "stmul")},
-    }
