@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -94,6 +94,19 @@ class HistoryRow:
     clips_per_second: float
     data_wait: float  # part of the time spent waiting for clips, 0 .. 1
     seconds: float
+    losses: Mapping[str, float] = field(default_factory=dict)  # of each head, where there are two
+    accuracies: Mapping[str, float] = field(default_factory=dict)  # of each head on its own
+    memory: float = 0.0  # GiB of a GPU, at most; 0 without one
+    validation: Validation | None = None  # where clips were held out, and scored after this epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """How a training does on the groups of clips that are held out of it."""
+
+    loss: float  # mean over the clips
+    accuracy: float  # top-1, 0 .. 1
+    clips: int
 
 
 class Measures(TypedDict):
@@ -200,7 +213,7 @@ def _contradictions(results: Results) -> Iterator[str]:
 
 
 def _text(results: Results) -> str:
-    tree: dict[str, Any] = {"schema": SCHEMA, **{field.name: getattr(results, field.name) for field in fields(Results)}}
+    tree: dict[str, Any] = {"schema": SCHEMA, **{one.name: getattr(results, one.name) for one in fields(Results)}}
     heads = tree.pop("heads")
     tree = {**tree, "scored": results.scored, "labels": results.labels.tolist()}
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in tree.items()]
