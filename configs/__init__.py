@@ -6,10 +6,11 @@ Each reader takes its own sections and leaves those that it is told belong to ot
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -17,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from configs import text
 from configs.mistakes import annotation, lines, nearest
 
-__all__ = ["SECTIONS", "Settings", "SettingsError", "dump", "load", "names", "nearest"]
+__all__ = ["SECTIONS", "Named", "Settings", "SettingsError", "dump", "load", "names", "nearest"]
 
 FOLDER = Path(__file__).parent
 SECTIONS = ("preprocess", "network", "data", "train", "evaluate", "experiment")
@@ -48,6 +49,18 @@ class SettingsError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(text.without_secrets(message))
+
+
+class Named(str):
+    """A change (`a.b=c`) that was asked for by an option with a name of its own; mistakes in it are told as that."""
+
+    def __new__(cls, option: str, key: str, value: Any) -> Self:
+        # As JSON, which YAML reads as what it is: a folder called 7 stays text.
+        made = super().__new__(cls, f"{key}={json.dumps(value)}")
+        made.words = option if value is True else f"{option} {value}"
+        return made
+
+    words: str  # "--flow tvl1"
 
 
 S = TypeVar("S", bound=Settings)
@@ -82,9 +95,13 @@ def load(root: type[S], source: str | Path | None = None, overrides: Sequence[st
     def blame(path: str) -> str:
         above = [said for key, said in changes.items() if key == path or path.startswith(key + ".")]
         below = [said for key, said in changes.items() if not path or key.startswith(path + ".")]
-        return ", ".join(f"--set {said}" for said in above or below) or _layer_of(layers, path)
+        return ", ".join(map(_said, above or below)) or _layer_of(layers, path)
 
     return _validate(root, tree, blame)
+
+
+def _said(change: str) -> str:
+    return change.words if isinstance(change, Named) else f"--set {change}"
 
 
 def dump(settings: Settings) -> str:

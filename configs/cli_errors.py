@@ -1,14 +1,19 @@
-"""Known errors on the command line: one line and an exit code, no traceback."""
+"""Known errors on the command line: one line and an exit code, no traceback; choices with the nearest word."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from configs import SettingsError
+from configs import SettingsError, nearest
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # which click before 8.4 cannot say
+    _Choice = click.Choice
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,3 +46,14 @@ def one_line(*families: type[BaseException]) -> Callable[[Callable[P, R]], Calla
         return friendly
 
     return decorate
+
+
+class OneOf(_Choice):
+    """One of some words; of a wrong one it is said which is nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            told = error.message.rstrip(".") + nearest(str(value), list(self.choices))
+            raise click.BadParameter(told, ctx=ctx, param=param) from None

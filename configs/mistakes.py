@@ -77,9 +77,19 @@ def _explain(mistake: Any, keys: Sequence[str], root: type[BaseModel]) -> str:
     if kind == "string_type" and isinstance(found, int | float):
         return f"expected text, found the value {_short(found)}; write it in quotes"
     expected = EXPECTED.get(kind) or mistake["msg"].replace("Input should be ", "")
+    hint = ""
+    if kind == "literal_error" and isinstance(found, str):
+        hint = nearest(found, [word for word in _words(annotation(root, keys)) if isinstance(word, str)])
     if expected.startswith(("greater", "less")):
         expected = f"a number {expected}"
-    return f"expected {expected}, found {_short(found)}"
+    return f"expected {expected}, found {_short(found)}{hint}"
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """What a Literal allows, or those of a union; nothing for other types."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    return tuple(word for part in typing.get_args(kind) for word in _words(part))
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from configs import SettingsError
-from configs.cli_errors import one_line
+from configs import Named, SettingsError
+from configs.cli_errors import OneOf, one_line
 from preprocess.errors import PreprocessError
 from preprocess.looking.inspect_cli import inspect
 from shards.errors import ShardError
@@ -66,16 +65,18 @@ def gathered(
     **named: Any,
 ) -> list[str]:
     """All changes in the order in which they count: `--set`, then the named options."""
-    changes = {f"preprocess.{key}": value for key, value in named.items()}
-    changes |= {
-        "preprocess.flow.method": flow,
-        "preprocess.flow.scale": flow_scale,
-        "preprocess.flow.backend": backend,
-    }
+    given = [(f"--{name}", name, value) for name, value in named.items()]
+    given += [
+        ("--flow", "flow.method", flow),
+        ("--flow-scale", "flow.scale", flow_scale),
+        ("--backend", "flow.backend", backend),
+    ]
     if classes is not None:
-        changes["preprocess.classes"] = [name.strip() for name in classes.split(",") if name.strip()]
-    # As JSON, which YAML reads as what it is: a folder called 7 stays text.
-    return [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None)]
+        given += [("--classes", "classes", [name.strip() for name in classes.split(",") if name.strip()])]
+    return [
+        *overrides,
+        *(Named(option, f"preprocess.{key}", value) for option, key, value in given if value is not None),
+    ]
 
 
 def shards_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,7 +179,7 @@ def merge_parts(config: str | None, **options: Any) -> None:
 @click.option("--out", "folder", metavar="DIR", help="Where to; the data set's folder annotations unless set.")
 @click.option(
     "--count",
-    type=click.Choice(["decoded", "header", "none"]),
+    type=OneOf(["decoded", "header", "none"]),
     default="decoded",
     show_default=True,
     help="Frames: decode every video, believe its header, or leave them out.",

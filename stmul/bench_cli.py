@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from configs import SettingsError
-from configs.cli_errors import one_line
+from configs.cli_errors import OneOf, one_line
 from shards.errors import ShardError
 from stmul.errors import StmulError
 
@@ -17,7 +17,7 @@ known_errors = one_line(SettingsError, ShardError, StmulError)
 @click.option("-c", "--cfg", help="Shipped configuration or YAML file; default: the data set's own.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting.")
 @click.option("--part", default="train", show_default=True, help="train is read as for training, others for testing.")
-@click.option("--stage", type=click.Choice(["appearance", "motion", "joint"]), default="joint", help="Of training.")
+@click.option("--stage", type=OneOf(["appearance", "motion", "joint"]), default="joint", help="Of training.")
 @click.option("--threads", type=click.IntRange(min=1), help="That read and decode; default: as configured.")
 @click.option("--seconds", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Each measurement.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from configs import SettingsError
-from configs.cli_errors import one_line
+from configs import Named, SettingsError
+from configs.cli_errors import OneOf, one_line
 from shards.errors import ShardError
 from stmul.errors import StmulError
 
@@ -31,7 +30,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."),
         click.option("-d", "--dataset-dir", help="Folder of the data sets."),
         click.option("-e", "--experiment-dir", help="Folder of the runs."),
-        click.option("-u", "--use-gpu", type=click.Choice(sorted(GPU)), help="Default: a GPU if there is one."),
+        click.option("-u", "--use-gpu", type=OneOf(sorted(GPU)), help="Default: a GPU if there is one."),
         click.option("-g", "--gpu-id", type=int, help="Which GPU."),
         click.option("-i", "--pre-trained-id", help="A run: to start from, or to test."),
         click.option("-p", "--pre-trained-epoch", type=int, help="Its epoch; default: the last."),
@@ -49,17 +48,18 @@ def gathered(
     pre_trained_epoch: int | None,
 ) -> list[str]:
     """All changes in the order in which they count: `--set`, then the named options."""
-    named = {
-        "dataset_dir": dataset_dir,
-        "folder": experiment_dir,
-        "use_gpu": GPU[use_gpu] if use_gpu else None,
-        "gpu_id": gpu_id,
-        "pre_trained_id": pre_trained_id,
-        "pre_trained_epoch": pre_trained_epoch,
-    }
-    # Quoted: YAML would read `yes` as true and a run called 7 as a number.
-    given = {key: value for key, value in named.items() if value is not None}
-    return [*overrides, *(f"experiment.{key}={json.dumps(value)}" for key, value in given.items())]
+    given = (
+        ("--dataset-dir", "dataset_dir", dataset_dir),
+        ("--experiment-dir", "folder", experiment_dir),
+        ("--use-gpu", "use_gpu", GPU[use_gpu] if use_gpu else None),
+        ("--gpu-id", "gpu_id", gpu_id),
+        ("--pre-trained-id", "pre_trained_id", pre_trained_id),
+        ("--pre-trained-epoch", "pre_trained_epoch", pre_trained_epoch),
+    )
+    return [
+        *overrides,
+        *(Named(option, f"experiment.{key}", value) for option, key, value in given if value is not None),
+    ]
 
 
 def opened(config: Config) -> Split:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from configs import SettingsError
-from configs.cli_errors import one_line
+from configs.cli_errors import OneOf, one_line
 from shards.errors import ShardError
 from stmul.errors import StmulError
 
@@ -28,7 +28,7 @@ GIVEN = "RUN[:HEAD]|FILE.json[:HEAD]"
 )
 @click.option(
     "--scale",
-    type=click.Choice(["deviation", "softmax", "none"]),
+    type=OneOf(["deviation", "softmax", "none"]),
     default="deviation",
     show_default=True,
     help="What brings scores of different methods to one scale.",

@@ -13,6 +13,7 @@ from preprocess.building.engines import Engine
 from preprocess.building.finish import start
 from preprocess.building.notes import AT_ONCE, Note, read_notes
 from preprocess.building.pack import stands
+from preprocess.building.places import FolderPlace, Place
 from preprocess.building.plan import PlannedShard, planned
 from preprocess.building.schedule import Schedule, planned_contents, work_off
 from preprocess.building.site import Site, named, opened_site, split_location
@@ -20,11 +21,13 @@ from preprocess.building.standing import differences, made_of, standing
 from preprocess.building.tally import Progress, Tally, check_failures
 from preprocess.building.work import Failure
 from preprocess.building.workers import engine_of, pinned
-from preprocess.building.workplace import Share
+from preprocess.building.workplace import Share, work_place
 from preprocess.config import Preprocess
 from preprocess.errors import PreprocessError
 from preprocess.sources.disk import some
 from preprocess.sources.listing import Dataset
+
+NOT_PACKED = "not packed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,9 @@ def merge(dataset: Dataset, settings: Preprocess, out: str | Path) -> BuildRepor
     location, made = split_location(dataset, out), made_of(dataset, settings)
     if (complete := complete_before(location, made, dataset)) is not None:
         return complete_report(dataset, settings, out, complete)
+    if not _begun(work_place(out, dataset.name, made["record"])):  # a refusal leaves no folders behind
+        plan = planned(dataset, settings.per_shard)
+        raise PreprocessError(f"{location}: {_missing_in_words(plan, {}, dict.fromkeys(range(len(plan)), NOT_PACKED))}")
     with opened_site(dataset, settings, out) as site:
         notes = dict(read_notes(site.work, dataset.split, map(named, site.plan)))
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -112,10 +118,15 @@ def merge(dataset: Dataset, settings: Preprocess, out: str | Path) -> BuildRepor
         return completed(site, {"packed by parts": sum(len(note.keys) for note in notes.values())}, begin)
 
 
+def _begun(place: Place) -> bool:
+    """Whether any part, or build, has been at work with these settings."""
+    return place.root.is_dir() if isinstance(place, FolderPlace) else bool(place.names())
+
+
 def _lacking(site: Site, shard: PlannedShard, note: Note | None) -> str:
     """Why a shard cannot be merged; empty: it can."""
     if note is None:
-        return "not packed"
+        return NOT_PACKED
     if note.videos != planned_contents(shard, site.videos):
         return "packed of other videos or files"
     return "" if stands(site.job(), note) else "gone, or not the file that was packed"

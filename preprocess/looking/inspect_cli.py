@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from configs import SettingsError
+from configs import Named, SettingsError
 from configs.cli_errors import one_line
 from preprocess.errors import PreprocessError
 from shards.errors import ShardError
@@ -51,7 +50,7 @@ def inspect(
     from shards.whole import whole
 
     quick = ["preprocess.flow.method=dis"] if config is None else []
-    named = [f"preprocess.flow.method={json.dumps(flow)}"] if flow is not None else []
+    named = [Named("--flow", "preprocess.flow.method", flow)] if flow is not None else []
     settings = load(PreprocessConfig, config, [*quick, *overrides, *named]).preprocess
     console = Console(highlight=False)
     with counting(console, "looking") as watch:

@@ -1,9 +1,11 @@
+from typing import Literal
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from configs import SettingsError
-from configs.cli_errors import one_line
+from configs import Named, Settings, SettingsError, load
+from configs.cli_errors import OneOf, one_line
 
 
 class KnownError(Exception):
@@ -52,3 +54,31 @@ def test_what_a_command_hands_back_and_its_name_stay():
         return 2 * number
 
     assert (double(3), double.__name__, double.__doc__) == (6, "double", "Twice the number.")
+
+
+@pytest.mark.parametrize(("said", "hint"), [("soft", "; did you mean softmax?"), ("xyz", "")])
+def test_a_wrong_choice_is_told_with_the_nearest_word(said, hint):
+    @click.command()
+    @click.option("--scale", type=OneOf(["deviation", "softmax"]))
+    def command(scale: str) -> None:
+        """Says what it was told."""
+        click.echo(scale)
+
+    wrong = CliRunner().invoke(command, ["--scale", said])
+    assert wrong.exit_code == 2
+    assert wrong.output.endswith(f"{said!r} is not one of 'deviation', 'softmax'{hint}\n")
+    assert CliRunner().invoke(command, ["--scale", "softmax"]).output == "softmax\n"
+
+
+def test_a_mistake_in_an_option_is_told_as_the_option():
+    class Flow(Settings):
+        method: Literal["tvl1", "dis"] = "tvl1"
+
+    class Root(Settings):
+        flow: Flow = Flow()
+
+    with pytest.raises(SettingsError) as told:
+        load(Root, None, [Named("--flow", "flow.method", "tvl")])
+    assert str(told.value) == "--flow tvl: flow.method: expected 'tvl1' or 'dis', found 'tvl'; did you mean tvl1?"
+    assert load(Root, None, ["flow.method=tvl1", Named("--flow", "flow.method", "dis")]).flow.method == "dis"
+    assert str(Named("--partial", "preprocess.partial", True)) == "preprocess.partial=true"

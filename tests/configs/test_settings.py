@@ -189,7 +189,7 @@ def test_sections_of_other_commands_are_left_alone_and_unknown_ones_refused(said
         ("train.joint=cosine", "expected a section, found 'cosine'"),
         ("train.joint.rates=0.1", "expected a list, found 0.1"),
         ("train.joint.rates=[1, -2]", "train.joint.rates.1: expected a number greater than 0, found -2"),
-        ("train.joint.kind=cosin", "expected 'steps' or 'cosine', found 'cosin'"),
+        ("train.joint.kind=cosin", "expected 'steps' or 'cosine', found 'cosin'; did you mean cosine?"),
         ("data.stride=[5]", "expected a list of 2, found [5]"),
         ("data.stride=[5, 6, 7]", "expected a list of 2, found [5, 6, 7]"),
         ("data.mean=[1]", "expected a list of 3, found [1]"),

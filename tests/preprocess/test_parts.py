@@ -196,6 +196,7 @@ def test_a_merge_says_which_shards_and_parts_are_missing_and_computes_nothing(ro
     dataset = find_dataset(root)
     with pytest.raises(PreprocessError, match=r"8 of 8 shards are missing: .*no part was built with these settings"):
         merge(dataset, SMALL, tmp_path)
+    assert not list(tmp_path.iterdir())  # and no folder of its own
     for number in (1, 3):
         part_here(dataset, SMALL, tmp_path, share(number, 3))
     with pytest.raises(PreprocessError, match=r"3 of 8 shards are missing: .*\(not packed\).* Build part 2/3 again"):

@@ -223,7 +223,10 @@ def test_broken_videos_are_told_at_the_end(elsewhere, video_folders):
     ("arguments", "code", "message"),
     [
         (["--root", "nowhere"], 1, "nowhere: no such folder"),
-        (["--flow", "tvl2"], 2, "expected 'tvl1', 'dis', 'farneback' or 'raft', found 'tvl2'"),
+        (["--flow", "tvl2"], 2, "--flow tvl2: preprocess.flow.method: expected 'tvl1'"),
+        (["--flow", "tvl2"], 2, "'raft', found 'tvl2'; did you mean tvl1?"),
+        (["--dataset", "drawm"], 2, "found 'drawm'; did you mean drawn?"),
+        (["--engine", "rai"], 2, "did you mean ray?"),
         (["--backend", "gpu"], 2, "preprocess.flow.backend"),
         (["--flow", "dis", "--backend", "cuda"], 2, "expected one of auto, opencv for dis, found cuda"),
         (["--set", "preprocess.flow.metod=dis"], 2, "no such setting; did you mean preprocess.flow.method?"),
