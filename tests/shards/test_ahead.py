@@ -103,7 +103,7 @@ def test_who_waits_for_room_is_let_go_when_all_is_ended():
     time.sleep(0.05)
     assert thread.is_alive()
     budget.close()
-    thread.join(2)
+    thread.join(60)
     assert len(caught) == 1
 
 

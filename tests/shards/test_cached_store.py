@@ -30,6 +30,7 @@ from tests.faults.fault_server import FaultPlan, FaultServer, serving
 SIZES = (70_000, 50_001, 90_000, 60_000, 512, 80_000)
 TOTAL = sum(SIZES)
 LONG_AGO = 1_000_000_000  # seconds since 1970
+PATIENCE_S = 120  # for what takes fractions of a second
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def kept(cache: Path) -> list[Path]:
 
 
 def await_kept(cache: Path, count: int) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_S
     while len(kept(cache)) < count:
         assert time.monotonic() < until, f"{len(kept(cache))} of {count} shards were fetched"
         time.sleep(0.01)
@@ -260,6 +261,10 @@ def test_a_failure_behind_the_back_is_said_once_and_reading_goes_on(folder, url,
     with caplog.at_level(logging.WARNING), opened(url, folder, cache=tmp_path / "file") as store:
         for number in range(6):
             assert right(store, folder, whole(folder, number))
+        until = time.monotonic() + PATIENCE_S
+        while not caplog.records:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         time.sleep(0.3)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"{tmp_path}/file/shards: cannot be written: Not a directory.")
@@ -273,7 +278,7 @@ def test_a_failure_that_passes_is_tried_again(folder, url, tmp_path, monkeypatch
     with opened(url, folder, cache=tmp_path / "file") as store:
         assert right(store, folder, whole(folder, 0))
         (tmp_path / "file").unlink()
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE_S
         while not kept(tmp_path / "file"):
             assert time.monotonic() < until
             assert right(store, folder, Range(name(0), 0, 5))
@@ -400,10 +405,10 @@ def test_nothing_secret_stands_in_the_cache(folder, serve, tmp_path, caplog):
 
 @pytest.fixture
 def slow(folder, monkeypatch) -> Iterator[FaultServer]:
-    """A server that needs a few seconds for a shard; it is asked for in small parts."""
+    """A server that after five small parts needs minutes for each."""
     monkeypatch.setattr(remote, "PART", 4000)
     monkeypatch.setattr(remote, "PARTS_AHEAD", 0)
-    with serving(folder, FaultPlan(chances={"drip": 1.0}, first=2, rate=40_000)) as server:
+    with serving(folder, FaultPlan(chances={"drip": 1.0}, first=5, rate=20, drip_s=600)) as server:
         yield server
 
 
@@ -413,7 +418,7 @@ def test_a_close_ends_downloads_at_once_and_the_next_store_goes_on(folder, slow,
         told: list[BaseException] = []
         waiting = threading.Thread(target=lambda: told.append(raised(lambda: store.fetch([whole(folder, 2)]))))
         waiting.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE_S
         while not [path for path in tmp_path.glob("shards/*.partial") if path.stat().st_size]:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -422,7 +427,7 @@ def test_a_close_ends_downloads_at_once_and_the_next_store_goes_on(folder, slow,
         if mode == "shards":
             waiting.join()
             assert [type(error) for error in told] == [ShardError]
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 60  # the server would need minutes
     waiting.join()
     (partial,) = tmp_path.glob("shards/*.partial")
     await_free(partial)
@@ -443,7 +448,7 @@ def raised(work: Callable[[], object]) -> BaseException:
 
 def await_free(partial: Path) -> None:
     """Returns when nobody is downloading."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_S
     with partial.open("rb+") as file:
         while True:
             try:
@@ -505,7 +510,7 @@ store.close()
 
 def test_four_processes_fetch_each_shard_once_in_all(folder, server, tmp_path):
     processes = [run(RANDOMLY, server.url, folder, tmp_path, TOTAL, number) for number in range(4)]
-    assert [process.communicate(timeout=60)[0] for process in processes] == ["right\n"] * 4
+    assert [process.communicate(timeout=PATIENCE_S)[0] for process in processes] == ["right\n"] * 4
     assert downloads(server) == {name(number): 1 for number in range(6)}
     assert sum(server.sent().values()) <= TOTAL + 100  # and looks at their sizes
 
@@ -551,7 +556,7 @@ def test_in_windowed_order_the_ranks_of_a_machine_fetch_each_shard_once_an_epoch
             assert set(counts) == {name(number) for number in range(8)}
             # At an epoch's edge two windows of the last one are still there, and may be wanted again.
             assert max(counts.values()) <= epoch
-        assert [rank.wait(20) for rank in ranks] == [0, 0]
+        assert [rank.wait(PATIENCE_S) for rank in ranks] == [0, 0]
         for rank in ranks:
             rank.communicate()
 
@@ -578,7 +583,7 @@ def kill_and_go_on(folder: Path, tmp_path: Path, after: float) -> None:
     left = sum(path.stat().st_size for path in tmp_path.glob("shards/*") if len(path.name) >= 64)
     with serving(folder) as server:
         process = run(ONE, server.url, folder, tmp_path, TOTAL, name(2))
-        assert process.communicate(timeout=30)[0] == "ready\nright\n"
+        assert process.communicate(timeout=PATIENCE_S)[0] == "ready\nright\n"
         assert sum(server.sent().values()) <= SIZES[2] - left + 10  # looks at its size
     (one,) = kept(tmp_path)
     assert one.read_bytes() == (folder / name(2)).read_bytes()
@@ -619,7 +624,7 @@ store.close()
 
 def test_a_fork_reads_what_is_kept(folder, url, tmp_path):
     process = run(FORKED, url, folder, tmp_path, TOTAL)
-    assert process.communicate(timeout=60)[0] == "right\n"
+    assert process.communicate(timeout=PATIENCE_S)[0] == "right\n"
 
 
 def test_a_process_ends_in_the_middle_of_a_download(folder, slow, tmp_path):
@@ -633,9 +638,7 @@ print("ready", flush=True)
     process = run(program, slow.url, folder, tmp_path, TOTAL, name(2))
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    begun = time.monotonic()
-    assert process.wait(30) == 0
-    assert time.monotonic() - begun < 10
+    assert process.wait(PATIENCE_S) == 0  # the server would need longer
     process.communicate()
 
 

@@ -46,11 +46,17 @@ def server(serve, folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Waits and retries of a fraction of a second."""
-    short = timedelta(milliseconds=300)
+    """Two retries, soon after one another; answers may take as long as a busy machine needs for them."""
+    long = timedelta(seconds=60)
     backoff = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setattr(connect, "TIMES", dict.fromkeys(("connect_timeout", "read_timeout", "timeout"), short))
-    monkeypatch.setattr(connect, "RETRY", {"max_retries": 2, "retry_timeout": 4 * short, "backoff": backoff})
+    monkeypatch.setattr(connect, "TIMES", dict.fromkeys(("connect_timeout", "read_timeout", "timeout"), long))
+    monkeypatch.setattr(connect, "RETRY", {"max_retries": 2, "retry_timeout": long, "backoff": backoff})
+
+
+@pytest.fixture
+def impatient(quick, monkeypatch):
+    """And answers are waited for only a fraction of a second."""
+    monkeypatch.setattr(connect, "TIMES", dict.fromkeys(connect.TIMES, timedelta(milliseconds=300)))
 
 
 def refusal(store: RemoteStore, name: str = "small.json") -> str:
@@ -137,11 +143,11 @@ def test_an_answer_that_ends_early_says_so(server):
 
 
 def test_a_404_names_the_address_at_once(server):
-    begun = time.monotonic()
+    server.requests()
     told = refusal(RemoteStore(f"{server.url}/nowhere"), "manifest.json")
     assert f"{server.url}/nowhere/manifest.json: not there (404)" in told
     assert "manifest.json" in told.split("Check")[1]
-    assert time.monotonic() - begun < 1
+    assert server.requests() == {"nowhere/manifest.json": 2}  # one of them to see where the server leads
 
 
 def test_a_403_says_that_nothing_was_sent_to_sign_in_with(server):
@@ -190,14 +196,12 @@ def test_a_dead_port_is_given_up_soon(quick):
         assert f"{url}/small.json: the host refuses the connection" in refusal(RemoteStore(url))
 
 
-def test_a_server_that_never_answers_is_given_up(quick):
+def test_a_server_that_never_answers_is_given_up(impatient):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        begun = time.monotonic()
         told = refusal(RemoteStore(f"http://127.0.0.1:{silent.getsockname()[1]}"))
         assert "no answer in time" in told
-        assert time.monotonic() - begun < 5
 
 
 def test_all_waiting_together_is_bounded():
@@ -300,7 +304,7 @@ def test_a_profile_that_does_not_exist_is_named(aws):
 
 def run(program: str, *arguments: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def test_a_fork_after_the_first_read_is_told_so_instead_of_waiting_for_ever(server):

@@ -52,16 +52,16 @@ def servers(folder: Path) -> Iterator[tuple[http_server.Server, http_server.Serv
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits and retries of a fraction of a second."""
-    short = timedelta(milliseconds=500)
+    """One retry, soon after; answers may take as long as a busy machine needs for them."""
+    long = timedelta(seconds=60)
     backoff = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setattr(connect, "TIMES", dict.fromkeys(("connect_timeout", "read_timeout", "timeout"), 6 * short))
-    monkeypatch.setattr(connect, "RETRY", {"max_retries": 1, "retry_timeout": short, "backoff": backoff})
+    monkeypatch.setattr(connect, "TIMES", dict.fromkeys(("connect_timeout", "read_timeout", "timeout"), long))
+    monkeypatch.setattr(connect, "RETRY", {"max_retries": 1, "retry_timeout": long, "backoff": backoff})
 
 
 def refused(act: Callable[[], object], family: type[ShardError] = ShardError) -> str:
     """What the error says. It and all that hangs on to it hold no secret."""
-    with patient(30), pytest.raises(family) as caught:
+    with patient(120), pytest.raises(family) as caught:
         act()
     told = "".join(traceback.format_exception(caught.value))
     assert [secret for secret in SECRETS if secret in told.replace(__file__, "")] == [], told

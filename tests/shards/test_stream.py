@@ -412,7 +412,7 @@ def test_closing_early_cancels_what_has_not_begun_and_waits_for_what_has():
     def work(task: int) -> int:
         begun.append(task)
         if task:
-            gate.wait(10)
+            gate.wait(60)
         ended.append(task)
         return task
 
