@@ -6,6 +6,7 @@ Training is one endless stream of positions 0, 1, 2, ...; position p belongs to 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,7 @@ class Order:
     kind: Literal["full", "windowed"] = "full"
     shard_of: NDArray[np.uint32] | None = None  # needed by windowed
     window: int = 8
+    records: Positions | None = None  # (N,), ascending: those it is over, if not 0 .. N-1; `shard_of` is theirs
     _epochs: dict[int, Positions] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,17 @@ class Order:
     def record(self, position: int) -> int:
         """The record at `position` of the endless stream."""
         epoch, within = divmod(position, self.count)
-        return int(self.epoch(epoch)[within])
+        number = int(self.epoch(epoch)[within])
+        return number if self.records is None else int(self.records[number])
+
+    @property
+    def name(self) -> str:
+        """The order in words, which a saved position names: another order would give other records."""
+        kind = self.kind if self.kind == "full" else f"windowed:{self.window}"
+        if self.records is None:
+            return kind
+        digest = hashlib.sha256(self.records.astype("<i8").tobytes()).hexdigest()
+        return f"{kind} over {self.count} records ({digest[:16]})"
 
 
 def sub_batches(step: int, *, batch: int, sub_batch: int, rank: int = 0, world: int = 1) -> list[range]:
@@ -91,7 +103,7 @@ class State:
 
     digest: str  # of the data set part
     seed: int
-    order: str  # "full" or "windowed:8"
+    order: str  # "full" or "windowed:8", and over which records, if not all
     batch: int
     sub_batch: int
     position: int  # positions consumed so far: the next to be seen

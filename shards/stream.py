@@ -334,11 +334,10 @@ class TrainingStream(Generic[C, Out]):
 
     def state(self) -> State:
         """Where the stream stands: whole steps consumed."""
-        order = self.order.kind if self.order.kind == "full" else f"windowed:{self.order.window}"
         return State(
             digest=self.split.manifest.parts[self.part].digest,
             seed=self.order.seed,
-            order=order,
+            order=self.order.name,
             batch=self.batch,
             sub_batch=self.sub_batch,
             position=self.steps * self.batch,

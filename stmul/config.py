@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from configs import Settings, names
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Precision = Literal["float32", "bfloat16"]  # of convolutions; weights, statistics, scores and losses are float32
+# Of convolutions; weights, statistics, scores and losses are float32.
+Precision = Literal["float32", "bfloat16", "float16"]
 Unit = Annotated[str, Field(pattern=r"^[2-5][a-z]{1,2}$")]  # a residual unit by its name in the papers: 2b, 3b, ...
+BEST: Literal["best"] = "best"
 RGB_CHANNELS = 3
 FLOW_MEAN = 128.0  # what the released code subtracts, though no motion lies at 127.5
 UNITS_B: tuple[str, ...] = ("2b", "3b", "4b", "5b")
 STRIDED = ("3a", "4a", "5a")  # units that halve height and width
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # stages 2 .. 5
+
+
+def _epoch(value: object) -> object:
+    """The number of an epoch, or `best`; by hand, for pydantic would complain of each of the two by itself."""
+    if value == BEST or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"expected the number of an epoch, or best; found {value!r}")
+
+
+Epoch = Annotated[int | Literal["best"], PlainValidator(_epoch)]
 
 
 def unit_names(depth: int) -> tuple[str, ...]:
@@ -171,6 +191,9 @@ class Train(Settings):
     save_minutes: NonNegativeFloat = 15.0  # also within an epoch, so often; 0: only after each epoch
     precision: Precision = "float32"
     compile: bool = False  # the network, where there is a compiler; takes minutes before the first step
+    deterministic: bool = False  # the same bits again on the same GPU: slower kernels, or an error where there are none
+    hold_out: Fraction = 0.0  # part of the training clips' groups that only validate; 0: none, as published
+    validate_every: PositiveInt = 1  # epochs; and after a stage's last
     appearance: Recipe = Recipe(epochs=60, rates=(1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4), crops="border")
     motion: Recipe = Recipe(epochs=400, rates=(1e-2, 1e-3, 1e-4, 1e-5), crops="multiscale")
     joint: Recipe = Recipe(epochs=25, rates=(1e-3, 1e-3, 1e-4, 1e-5, 1e-6))
@@ -208,7 +231,7 @@ class Experiment(Settings):
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     gpu_id: NonNegativeInt = 0
     pre_trained_id: str = ""  # a run's id, or a file with a network, to start from or to test
-    pre_trained_epoch: NonNegativeInt = 0  # 0: its last
+    pre_trained_epoch: Epoch = 0  # 0: its last; best: on the clips held out
     other_split: bool = False  # also networks of another split or data set: they may have seen the clips tested here
 
 

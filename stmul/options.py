@@ -23,6 +23,13 @@ known_errors = one_line(SettingsError, ShardError, StmulError)
 GPU = {"1": "yes", "yes": "yes", "true": "yes", "0": "no", "no": "no", "false": "no", "auto": "auto"}
 
 
+def epoch(value: str) -> int | str:
+    """The number of an epoch, or `best`, out of an option."""
+    if value != "best" and not value.isdecimal():
+        raise click.BadParameter(f"expected the number of an epoch, or best; found {value!r}")
+    return value if value == "best" else int(value)
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that training and testing share, as in the earlier implementation; they come after `--set`."""
     options = [
@@ -33,7 +40,9 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-u", "--use-gpu", type=OneOf(sorted(GPU)), help="Default: a GPU if there is one."),
         click.option("-g", "--gpu-id", type=int, help="Which GPU."),
         click.option("-i", "--pre-trained-id", help="A run: to start from, or to test."),
-        click.option("-p", "--pre-trained-epoch", type=int, help="Its epoch; default: the last."),
+        click.option(
+            "-p", "--pre-trained-epoch", type=epoch, metavar="EPOCH", help="Its epoch, or best; default: the last."
+        ),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -45,7 +54,7 @@ def gathered(
     use_gpu: str | None,
     gpu_id: int | None,
     pre_trained_id: str | None,
-    pre_trained_epoch: int | None,
+    pre_trained_epoch: int | str | None,
 ) -> list[str]:
     """All changes in the order in which they count: `--set`, then the named options."""
     given = (
@@ -95,10 +104,16 @@ def run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
     if is_network_file(asked.experiment.pre_trained_id):
         return _network_file(asked, Path(asked.experiment.pre_trained_id))
     run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
+    return run, settings_of(run, cfg, changes)
+
+
+def settings_of(run: Run, cfg: str | None, changes: list[str]) -> Config:
+    """The run's own settings, or those of `cfg`, with the changes on top; its shards, unless others are named."""
+    from configs import load
+    from stmul.config import Config
+
     config = load(Config, cfg or run.folder / "config.yaml", changes)
-    if not config.data.shards:
-        config = on_shards(config, run.about().shards)
-    return run, config
+    return config if config.data.shards else on_shards(config, run.about().shards)
 
 
 def _network_file(config: Config, path: Path) -> tuple[Run, Config]:

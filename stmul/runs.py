@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs import dump, nearest
 from shards.whole import unwritable, whole
-from stmul.config import Config
+from stmul.config import BEST, Config
 from stmul.errors import RunError
 
 STAGES = ("appearance", "motion", "joint")
@@ -64,6 +64,20 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.yaml", dump(config))
         write_text(self.folder / "run.json", json.dumps(asdict(about), indent=1))
+
+    def note_environment(self, where: Mapping[str, str]) -> None:
+        """Adds a line about machine, libraries and code to environment.jsonl, unless the last one says the same."""
+        if dict(where) != self.environment():
+            add_line(self.folder / "environment.jsonl", json.dumps(where))
+
+    def environment(self) -> dict[str, str]:
+        """Where the run was trained last, as `stmul.environment` tells it; empty for runs that did not note it."""
+        path = self.folder / "environment.jsonl"
+        known: dict[str, str] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with suppress(ValueError, TypeError):  # half a line, left by a power cut
+                known = {str(name): str(value) for name, value in dict(json.loads(line)).items()}
+        return known
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -117,6 +131,10 @@ class Run:
     def mid_epoch(self, stage: str) -> Path:
         """Where the checkpoint within an epoch lies: written every few minutes, and when a training is stopped."""
         return self.folder / stage / "mid-epoch.pt"
+
+    def best(self, stage: str) -> Path:
+        """Where the stage's checkpoint lies that scored best on the clips held out; absent where none were."""
+        return self.folder / stage / "best.pt"
 
     def resumable(self, stage: str) -> list[Path]:
         """The checkpoints that the stage can go on from, oldest first; from each the training is the same.
@@ -211,14 +229,40 @@ def unfinished(folder: Path, about: About) -> Run | None:
     for run in reversed(runs(folder)):
         with suppress(RunError):  # of another version, or damaged: not this one
             known = run.about()
-            if not known.done and (known.digest, known.settings) == (about.digest, about.settings):
+            if not known.done and known.digest == about.digest and same_settings(known.settings, about.settings):
                 return run
     return None
 
 
-def checkpoint_path(run: Run, stage: str, epoch: int) -> Path:
-    """The checkpoint of `stage` after `epoch`, or the last one for 0. Raises RunError listing what there is."""
+def same_settings(known: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether settings that a run noted are those of now; one that did not exist then counts as its default.
+
+    What `now` leaves out, since it changes nothing of what is learnt, may differ.
+    """
+    return _as_now(known, now, Config().model_dump(mode="json")) == now
+
+
+def _as_now(known: Mapping[str, Any], now: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """`known` with what it lacks from `default`, and without what only `now` lacks."""
+    whole: dict[str, Any] = {}
+    for name in now.keys() | (known.keys() - default.keys()):
+        value, own, usual = known.get(name, default.get(name)), now.get(name), default.get(name)
+        if isinstance(value, Mapping) and isinstance(own, Mapping) and isinstance(usual, Mapping):
+            value = _as_now(value, own, usual)
+        whole[name] = value
+    return whole
+
+
+def checkpoint_path(run: Run, stage: str, epoch: int | Literal["best"]) -> Path:
+    """The checkpoint of `stage` after `epoch`, the last for 0, or the best. Raises RunError listing what there is."""
     known = run.checkpoints(stage)
+    if epoch == BEST:
+        if (best := run.best(stage)).exists():
+            return best
+        raise RunError(
+            f"{run.folder}: no best checkpoint of stage {stage}: no clips were held out to tell which is."
+            f" Train with --set train.hold_out=0.1, or name an epoch (kept: {', '.join(map(str, known)) or 'none'})"
+        )
     if not known:
         raise RunError(f"{run.folder}: no checkpoint of stage {stage}; its training has not completed an epoch")
     if epoch and epoch not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from shards.stream import cores
 from stmul.arithmetic import as_possible
 from stmul.bases import STREAMS
 from stmul.checkpoint import load, restore
-from stmul.config import Config, Experiment
+from stmul.config import BEST, Config, Experiment
 from stmul.distributed import ALONE, Ranks
 from stmul.errors import RunError, TrainingError
 from stmul.evaluate import Networks
@@ -36,7 +36,7 @@ WITHOUT_EFFECT = {
         *("shards", "threads", "memory", "damage", "damage_limit"),
         *("access", "cache", "cache_limit", "read_ahead", "connections", "deadline"),
     },
-    "train": {"keep", "save_minutes"},
+    "train": {"keep", "save_minutes", "validate_every", "groups"},  # groups: but for roundings and draws of dropout
     "experiment": {"use_gpu", "gpu_id", "folder", "dataset_dir"},
 }
 
@@ -206,9 +206,11 @@ def _begun(
 
 
 def load_networks(
-    run: Run, config: Config, classes: tuple[str, ...], *, epoch: int, device: torch.device
+    run: Run, config: Config, classes: tuple[str, ...], *, epoch: int | Literal["best"], device: torch.device
 ) -> tuple[Networks, int]:
     """The run's networks at `epoch` of its joint stage (0: the last), and that epoch; the streams alone where trained.
+
+    `best` takes each stage's best on the clips held out. The epoch is the joint network's, or else a stream's.
 
     Raises TrainingError where they were trained on other classes than `classes`.
     """
@@ -221,7 +223,7 @@ def load_networks(
     for stage in ("joint", *STREAMS):
         if not run.checkpoints(stage):
             continue
-        path = checkpoint_path(run, stage, epoch if stage == "joint" else 0)
+        path = checkpoint_path(run, stage, epoch if stage == "joint" or epoch == BEST else 0)
         checkpoint = load(path)
         _same_classes(checkpoint.classes, classes, path)
         network = build(stage, config, len(classes))

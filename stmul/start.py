@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -118,7 +118,7 @@ def _from_run(config: Config, split: Split) -> Start:
     return start
 
 
-def _from_trained(run: Run, epoch: int) -> Start:
+def _from_trained(run: Run, epoch: int | Literal["best"]) -> Start:
     if run.checkpoints("joint"):
         path = checkpoint_path(run, "joint", epoch)
         found = {"joint": load(path)}
