@@ -120,18 +120,18 @@ class Server:
 
     def requests(self) -> dict[str, int]:
         """How many requests each path has had since the last call."""
-        with urlopen(f"{self.url}/requests", timeout=10) as answer:
+        with urlopen(f"{self.url}/requests", timeout=120) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
 
     def heard(self) -> list[tuple[str, str | None]]:
         """Path with query, and Authorization, of each request since the last call."""
-        with urlopen(f"{self.url}/heard", timeout=10) as answer:
+        with urlopen(f"{self.url}/heard", timeout=120) as answer:
             return [(path, signed) for path, signed in json.load(answer)]
 
     def sent(self) -> int:
         """How many bytes of endless and huge answers went out since the last call."""
-        with urlopen(f"{self.url}/sent", timeout=10) as answer:
+        with urlopen(f"{self.url}/sent", timeout=120) as answer:
             return int(json.load(answer))
 
 

@@ -358,7 +358,7 @@ class FaultServer:
         return [(path, start, stop) for path, start, stop in self._told("asked")]
 
     def _told(self, name: str):
-        with urlopen(f"{self.url}/{name}", timeout=30) as answer:
+        with urlopen(f"{self.url}/{name}", timeout=120) as answer:
             return json.load(answer)
 
 

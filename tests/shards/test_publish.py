@@ -294,7 +294,7 @@ def slow(self, file, parts):
         for part in parts:
             yield part
         print("sending", flush=True)
-        time.sleep(2 if file.name.startswith("train-000001") else 0)
+        time.sleep(600 if file.name.startswith("train-000001") else 0)
     pieces(self, file, dripping())
 bucket.Bucket.put = slow
 from stmul.__main__ import main
@@ -306,11 +306,9 @@ main(["shards", "copy", {str(source)!r}, "s3://{bucket.name}/x"])
     assert process.stdout is not None
     for _ in range(2):
         process.stdout.readline()
-    begun = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 10
-    assert (process.returncode, errors.split()) == (1, ["Aborted!"])
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors.split()) == (1, ["Aborted!"]), errors
     there = contents(bucket)
     assert "x/manifest.json" not in there
     publish(source, f"s3://{bucket.name}/x")
