@@ -20,7 +20,7 @@ def report_of_run(run: Run, results: Results, split: Split) -> Path:
     """Writes `report.html` into the run's folder and gives its path."""
     path = run.folder / "report.html"
     names = [field.name for field in fields(HistoryRow)]
-    history = [HistoryRow(**{name: row[name] for name in names}) for row in run.history()]
+    history = [HistoryRow(**{name: row[name] for name in names if name in row}) for row in run.history()]
     best, worst = shown_clips(results)
     about = run.about()
     write_report(
