@@ -9,7 +9,7 @@ setting = $(if $($(1)),--set "$(2)=$($(1))")
 said = $(if $(filter command,$(origin $(1))),$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network bench-flow bench-packing
+.PHONY: help setup setup-dev demo shards lmdb serve train evaluate report test tests check lint types bench bench-remote bench-network bench-flow bench-packing bench-steps results
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -95,3 +95,9 @@ bench-flow: .venv-bench/.installed  ## the same for optical flow (DATA=folder of
 
 bench-packing: setup-dev  ## the same for packing extracted frames (SHARDS= ARGS=): minutes
 	@shards="$(SHARDS)"; $(BIN)/python -m tests.bench.packing --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)
+
+bench-steps: setup-dev  ## training steps from shards beside the same ones from memory (SHARDS= ARGS="-c CONFIG"): minutes
+	@shards="$(SHARDS)"; $(BIN)/python -m tests.bench.steps --shards "$${shards:-$$($(STMUL) shards latest)}" $(ARGS)
+
+results: setup-dev  ## train and test every variant with every seed, write the page (ARGS="--folder F --real NAME=SHARDS"): hours
+	$(BIN)/python -m tests.bench.results $(ARGS)
