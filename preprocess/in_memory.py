@@ -1,4 +1,7 @@
-"""One video -> a record that is not stored, made as the records were that a network was trained on."""
+"""One video -> a record that is not stored, made as a network's training was; and pictures -> a film.
+
+All that predicting asks of this package, which hands it to a `stmul` that never imports it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs import SettingsError
-from preprocess.config import Flow, Preprocess, Rgb
+from configs import Named, SettingsError, load
+from preprocess.config import Flow, Preprocess, PreprocessConfig, Rgb
 from preprocess.errors import PreprocessError, VideoError
+from preprocess.looking.movie import write_movie
 from preprocess.record import make_record
 from preprocess.sources.listing import Video
 from shards.record import Record
 
-__all__ = ["PreprocessError", "VideoError", "record_of", "settings_as", "videos_in"]
+__all__ = ["PreprocessError", "VideoError", "record_of", "settings_as", "videos_in", "write_movie"]
 
 ENDINGS = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ogv", ".ts")
 
@@ -21,10 +25,13 @@ ENDINGS = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".w
 def settings_as(made: Mapping[str, Any], *, flow: str = "", weights: str = "") -> Preprocess:
     """The settings that records were made with, as a manifest says it (`made`); `flow` takes another method.
 
-    Raises PreprocessError where it does not say how flow was computed, as of frames that were extracted elsewhere.
+    Raises PreprocessError where it does not say how flow was computed, as of frames that were extracted elsewhere,
+    SettingsError where there is no such method.
     """
     record = made.get("record") or {}
     rgb, jpeg = record.get("rgb") or {}, record.get("flow_jpeg") or {}
+    if flow:
+        load(PreprocessConfig, None, [Named("--flow", "preprocess.flow.method", flow)])
     method = flow or record.get("flow_method", "")
     if not method:
         raise PreprocessError(

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from copy import copy
+from types import ModuleType
 
 import click
 
@@ -77,7 +78,12 @@ def main(ctx: click.Context) -> None:
     stmul train -c demo
     stmul test
     """
-    ctx.obj = lambda: importlib.import_module(RECORDS)
+    ctx.obj = records
+
+
+def records() -> ModuleType:
+    """What makes records of videos, loaded when it is first needed: here alone do `stmul` and `preprocess` meet."""
+    return importlib.import_module(RECORDS)
 
 
 def command() -> None:

@@ -81,6 +81,15 @@ class Prediction:
         heads = self.heads if window is None else window.heads
         return guesses(heads[self.main], self.classes, top=count)
 
+    def likely(self, window: Window | None = None) -> NDArray[np.float64]:
+        """How likely each class is, (K,), in the video or in one of its windows."""
+        heads = self.heads if window is None else window.heads
+        return softmax(heads[self.main])
+
+    def at(self, frame: int) -> Window:
+        """The window whose middle is nearest to a frame; of two the earlier."""
+        return min(self.windows, key=lambda window: abs(window.first + window.last - 1 - 2 * frame))
+
     def seconds(self, window: Window) -> tuple[float, float]:
         """When a window begins and ends."""
         return window.first / self.rate, window.last / self.rate
@@ -89,10 +98,16 @@ class Prediction:
 def guesses(scores_K: Sequence[float] | Scores, classes: Sequence[str], *, top: int = 5) -> list[Guess]:
     """The `top` classes by score, the first of equal ones first."""
     raw_K = np.asarray(scores_K, dtype=np.float64)
-    powers_K = np.exp(raw_K - raw_K.max())
-    likely_K = powers_K / powers_K.sum()
+    likely_K = softmax(raw_K)
     order = np.argsort(-raw_K, kind="stable")[:top].tolist()
     return [Guess(name=classes[k], label=k, probability=float(likely_K[k]), score=float(raw_K[k])) for k in order]
+
+
+def softmax(scores_K: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    """Scores as probabilities, (K,), which add to 1."""
+    raw_K = np.asarray(scores_K, dtype=np.float64)
+    powers_K = np.exp(raw_K - raw_K.max())
+    return np.asarray(powers_K / powers_K.sum())
 
 
 def predict(

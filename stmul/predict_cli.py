@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stmul.options import gathered, known_errors, made_of, run_and_settings, settings_options
+from stmul.options import gathered, known_errors, settings_options
 
 if TYPE_CHECKING:
-    from stmul.predict import Guess, Prediction
+    from stmul.predict import Prediction
 
 BAR = 24  # characters
 
@@ -31,10 +28,15 @@ BAR = 24  # characters
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all scores: FILE.json.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write a line for each window: FILE.csv.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for a picture of each video: frames and flow.")
+@click.option("--timelines", type=click.Path(path_type=Path), help="Folder for a picture of each: classes by time.")
+@click.option(
+    "--video", "films", type=click.Path(path_type=Path), help="Folder for a film of each: frames, flow, bars."
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for all of these.")
 @known_errors
 @click.pass_obj
 def predict(
-    preprocess: Any,
+    preprocess: Callable[[], Any],
     /,
     paths: tuple[Path, ...],
     cfg: str | None,
@@ -45,6 +47,9 @@ def predict(
     json_file: Path | None,
     csv_file: Path | None,
     sheets: Path | None,
+    timelines: Path | None,
+    films: Path | None,
+    out: Path | None,
     **options: Any,
 ) -> None:
     """Say what is done in each VIDEO, or in those below a FOLDER, by a run's networks (-i; the newest unless named).
@@ -53,30 +58,30 @@ def predict(
     Videos that cannot be read are named, and the others are scored.
 
     \b
-    stmul predict video.avi -i ucf101-001
-    stmul predict recordings/ --window 4 --csv what.csv --sheets pictures/
+    stmul predict video.avi -i ucf101-001 -o seen/
+    stmul predict recordings/ --window 4 --csv what.csv --video films/
     """
     from rich.console import Console
 
     from stmul import predict as scoring
     from stmul.display import counting
+    from stmul.predict_files import Folders, as_csv, as_json, names_of, write_pictures
     from stmul.runs import write_text
-    from stmul.stages import choose_device, load_networks
+    from stmul.trained import load_trained
 
-    run, config = run_and_settings(cfg, gathered(**options))
-    about, videos = run.about(), preprocess()
-    device, console = choose_device(config.experiment), Console()
+    if out is not None:
+        sheets, timelines, films = sheets or out, timelines or out, films or out
+        json_file, csv_file = json_file or out / "scores.json", csv_file or out / "windows.csv"
+    run, videos, console = load_trained(cfg, gathered(**options)), preprocess(), Console()
     try:
-        settings, files = videos.settings_as(made_of(run, config), flow=flow or ""), videos.videos_in(paths)
+        settings, files = videos.settings_as(run.made, flow=flow or ""), videos.videos_in(paths)
     except videos.PreprocessError as error:
         raise click.ClickException(str(error)) from error
-    networks, epoch = load_networks(
-        run, config, about.classes, epoch=config.experiment.pre_trained_epoch, device=device
-    )
-    click.echo(f"run       {run.folder}, {about.network or f'epoch {epoch}'}, on {device}; flow {settings.flow.method}")
-    found: list[Prediction] = []
+    folders = Folders(sheets=sheets, timelines=timelines, films=films).made()
+    click.echo(f"run       {run.place}, {run.told}, on {run.device}; flow {settings.flow.method}")
+    found: list[tuple[Path, Prediction]] = []
     failed = 0
-    for path in files:
+    for path, name in zip(files, names_of(files), strict=True):
         try:
             record = videos.record_of(path, settings)
         except videos.VideoError as error:
@@ -85,16 +90,24 @@ def predict(
             continue
         with counting(console, "windows") as watch:
             one = scoring.predict(
-                networks, about.classes, record, config, device=device, window=window, step=step, watch=watch
+                *(run.networks, run.classes, record, run.config),
+                device=run.device,
+                window=window,
+                step=step,
+                watch=watch,
             )
-        found.append(one)
+        found.append((path, one))
         click.echo(f"\n{path}: {one.frames} frames, {one.frames / one.rate:.1f} s")
         for line in lines_of(one, top):
             click.echo(line)
-        if sheets is not None:
-            click.echo(f"  sheet   {_sheet(sheets, path, record, one, top)}")
+        try:
+            written = write_pictures(folders, name, record, one, top=top, write_movie=videos.write_movie)
+        except videos.PreprocessError as error:
+            raise click.ClickException(str(error)) from error
+        for what, target in written:
+            click.echo(f"  {what:<8}{target}")
     if json_file is not None:
-        write_text(json_file, as_json(found, run.id, top))
+        write_text(json_file, as_json(found, run.name, top))
         click.echo(f"scores    {json_file}")
     if csv_file is not None:
         write_text(csv_file, as_csv(found))
@@ -120,67 +133,3 @@ def bar(part: float) -> str:
     """A bar of BAR characters, filled to `part`."""
     full = round(BAR * part)
     return "█" * full + "·" * (BAR - full)
-
-
-def as_json(found: Sequence[Prediction], run: str, top: int) -> str:
-    """Every score of every head and window."""
-    return json.dumps(
-        {
-            "run": run,
-            "videos": [
-                {
-                    "name": one.name,
-                    "frames": one.frames,
-                    "frames_per_second": one.rate,
-                    "scores_of": one.main,
-                    "top": [_guess(guess) for guess in one.top(top)],
-                    "classes": one.classes,
-                    "scores": _scores(one.heads),
-                    "windows": [
-                        {
-                            "from_s": one.seconds(part)[0],
-                            "to_s": one.seconds(part)[1],
-                            "top": [_guess(guess) for guess in one.top(top, part)],
-                            "scores": _scores(part.heads),
-                        }
-                        for part in one.windows
-                    ],
-                }
-                for one in found
-            ],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
-
-
-def as_csv(found: Sequence[Prediction]) -> str:
-    """A line for each window: video, from, to, class, probability."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["video", "from_s", "to_s", "class", "probability"])
-    for one in found:
-        for part in one.windows:
-            (best,), (begin, end) = one.top(1, part), one.seconds(part)
-            table.writerow([one.name, f"{begin:.3f}", f"{end:.3f}", best.name, f"{best.probability:.6f}"])
-    return text.getvalue()
-
-
-def _guess(guess: Guess) -> dict[str, Any]:
-    return {"class": guess.name, "probability": guess.probability, "score": guess.score}
-
-
-def _scores(heads: Mapping[str, Any]) -> dict[str, list[float]]:
-    return {head: [float(score) for score in scores_K] for head, scores_K in heads.items()}
-
-
-def _sheet(folder: Path, path: Path, record: Any, one: Prediction, top: int) -> Path:
-    from shards.picture import record_sheet
-    from shards.whole import whole
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{path.name}.png"
-    words = " · ".join(f"{guess.name} {100 * guess.probability:.1f} %" for guess in one.top(top))
-    with whole(target) as file:
-        record_sheet(record, said=words).save(file, "PNG")
-    return target

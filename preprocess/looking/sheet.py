@@ -6,7 +6,6 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from preprocess.errors import PreprocessError
 from preprocess.looking.charts import histogram, timeline
 from preprocess.looking.inspection import BIN, BOUND, MUCH, Inspection
+from preprocess.looking.movie import shown_rate
 from preprocess.videos.timing import in_words
 from shards.picture import (
     FAINT,
@@ -38,8 +38,6 @@ NARROW = 120  # pixels of a frame under which there is no room for its time
 NARROWEST = 900  # pixels of a sheet: charts need some room
 STRIP = 24  # pixels below the film's pictures, for words
 WHEEL = 56  # ... of the wheel of colours in its corner
-RATES = (Fraction(1), Fraction(120))  # frames a second that players are sure to show
-USUAL_RATE = Fraction(25)  # where the container tells none
 # The first there is writes the film: with what options.
 CODECS = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
 
@@ -90,14 +88,11 @@ def sheet(look: Inspection) -> Image.Image:
 def film(look: Inspection) -> bytes:
     """An MP4: each frame, beside it its flow to the next, and below what there is to say of the two."""
     limit = wheel_limit(look)
-    rate = Fraction(*look.fps) if look.fps[0] else USUAL_RATE
     width, height = (2 * side for side in (look.size[0] // 2, look.size[1] // 2))
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         codec = _codec()
-        stream: Any = container.add_stream(
-            codec, options=CODECS[codec], rate=min(max(rate, RATES[0]), RATES[1]).limit_denominator(60000)
-        )
+        stream: Any = container.add_stream(codec, options=CODECS[codec], rate=shown_rate(look.fps))
         stream.width, stream.height = 2 * width + 2 * (GAP // 2), height + STRIP
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the same bytes on any machine
