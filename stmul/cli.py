@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from configs import SettingsError
 from stmul.options import (
     gathered,
     known_errors,
@@ -16,13 +15,20 @@ from stmul.options import (
     on_shards,
     opened,
     run_and_settings,
+    run_name,
+    settings_of,
     settings_options,
     speaker,
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from shards.split import Split
     from stmul.config import Config
+    from stmul.distributed import Ranks
+    from stmul.results import Results
+    from stmul.runs import Run
 
 
 @click.command()
@@ -52,7 +58,7 @@ def train(cfg: str | None, fresh: bool, profiled: bool, **options: Any) -> None:
         say(f"shards    {split.location}")
         named = f"{manifest.dataset} split {manifest.split}: {len(manifest.classes)} classes"
         say(f"data set  {named}, clips: {clips}")
-        _train(config, split, name=Path(cfg or manifest.dataset).stem, fresh=fresh, profiled=profiled)
+        _train(config, split, name=run_name(cfg, manifest.dataset), fresh=fresh, profiled=profiled)
 
 
 def _train(config: Config, split: Split, *, name: str, fresh: bool, profiled: bool) -> None:
@@ -97,52 +103,86 @@ def _train(config: Config, split: Split, *, name: str, fresh: bool, profiled: bo
 @click.command()
 @settings_options
 @click.option("--part", default="test", show_default=True, help="Which part of the split.")
+@click.option("--splits", metavar="1,2,3", help="Test the newest such run of each split, and give the mean over them.")
 @known_errors
-def test(cfg: str | None, part: str, **options: Any) -> None:
+def test(cfg: str | None, part: str, splits: str | None, **options: Any) -> None:
     """Score every test clip once with a run's networks; write scores and the report.
+
+    With --splits, for each split the newest finished run of the same data set and settings as the one named (or the
+    newest), on its own shards; then the mean of their accuracies, as papers report it.
 
     \b
     stmul test                      (the newest run)
     stmul test -i demo-001 -p 60
+    stmul test -i ucf101-001 --splits 1,2,3
     """
+    from stmul.distributed import here, joined
+    from stmul.stages import choose_device
+
+    changes = gathered(**options)
+    if splits is not None:
+        _test_splits(splits, cfg, changes, part)
+        return
+    run, config = run_and_settings(cfg, changes)
+    device = choose_device(config.experiment, here())
+    with joined(device) as ranks:
+        _tested(run, config, part, device, ranks)
+
+
+def _test_splits(splits: str, cfg: str | None, changes: list[str], part: str) -> None:
     from rich.console import Console
 
-    from configs import dump
-    from stmul.arithmetic import as_possible
-    from stmul.display import counting, results_table
     from stmul.distributed import here, joined
-    from stmul.evaluate import evaluate
-    from stmul.results import write_results
-    from stmul.run_report import report_of_run
     from stmul.runs import write_text
-    from stmul.stages import choose_device, load_networks, must_be_unseen
+    from stmul.splits import OverSplits, as_json, for_split, lacking, numbers, runs_of
+    from stmul.splits_display import means_table
+    from stmul.stages import choose_device
+    from stmul.testing import writable
 
-    run, config = run_and_settings(cfg, gathered(**options))
-    say, device = speaker(), choose_device(config.experiment, here())
-    with opened(config) as split, joined(device) as ranks:
-        console = Console(quiet=not ranks.first)
-        if part not in split.manifest.parts:
-            raise SettingsError(f"--part {part}: expected one of {', '.join(split.manifest.parts)}")
-        must_be_unseen(run.about(), split, other_split=config.experiment.other_split)
-        config = as_possible(config, "evaluate", device, say)
-        networks, epoch = load_networks(
-            run, config, split.manifest.classes, epoch=config.experiment.pre_trained_epoch, device=device
-        )
-        say(f"run       {run.folder}, {run.about().network or f'epoch {epoch}'}, on {device}")
-        say(f"shards    {split.location}, {part}: {split.manifest.parts[part].records} clips")
-        with counting(console, "clips") as watch:
-            results = evaluate(
-                networks, split, config, part=part, device=device, run=run.id, epoch=epoch, watch=watch, ranks=ranks
-            )
+    wanted = numbers(splits)
+    for_split(changes, wanted[0])  # a mistake is told before anything is looked for
+    like, config = run_and_settings(cfg, changes)
+    chosen = runs_of(wanted, like, like.folder.parent, named=bool(config.experiment.pre_trained_id))
+    say, device, tested = speaker(), choose_device(config.experiment, here()), []
+    for number, run in zip(wanted, chosen, strict=True):
+        say(f"split {number}   {run.folder}")
+    with joined(device) as ranks:
+        for number, run in zip(wanted, chosen, strict=True):
+            own = settings_of(run, cfg, for_split(changes, number))
+            own = own.model_copy(update={"evaluate": config.evaluate})
+            tested.append(_tested(run, own, part, device, ranks))
         if not ranks.first:
             return
-        path = run.folder / "results" / f"{results.dataset}-split{results.split}-{part}-epoch{epoch:04d}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_results(path, results)
-        write_text(path.with_suffix(".yaml"), dump(on_shards(config, split.location)))
+    found = OverSplits(tests=tuple(results for results, _ in tested))
+    folder = like.folder / "splits"
+    writable(folder)
+    path = folder / f"{found.tests[0].dataset}-splits{'-'.join(map(str, found.splits))}-{part}.json"
+    write_text(path, as_json(found, [str(scores) for _, scores in tested]))
+    Console().print(means_table(found))
+    for head in lacking(found):
+        click.echo(f"note      {head}: not scored in every split, so without a mean")
+    click.echo(f"means     {path}")
+
+
+def _tested(run: Run, config: Config, part: str, device: torch.device, ranks: Ranks) -> tuple[Results, Path]:
+    """The results of a run on its shards, told and written, and where they were written by the first rank."""
+    from rich.console import Console
+
+    from stmul.display import counting, results_table
+    from stmul.run_report import report_of_run
+    from stmul.testing import score, write_scores
+
+    console = Console(quiet=not ranks.first)
+    with opened(config) as split:
+        with counting(console, "clips") as watch:
+            results = score(run, config, split, part=part, device=device, say=speaker(), watch=watch, ranks=ranks)
+        if not ranks.first:
+            return results, Path()
+        path = write_scores(run, results, on_shards(config, split.location))
         console.print(results_table(results))
         click.echo(f"scores    {path}")
-        click.echo(f"report    {report_of_run(run, results, split)}")
+        click.echo(f"report    {report_of_run(run, results, split, config, device)}")
+    return results, path
 
 
 @click.command()
@@ -154,15 +194,18 @@ def report(cfg: str | None, **options: Any) -> None:
     \b
     stmul report -i demo-001
     """
+    from stmul.distributed import here
     from stmul.errors import RunError
     from stmul.results import read_results
     from stmul.run_report import report_of_run
+    from stmul.stages import choose_device
 
     run, config = run_and_settings(cfg, gathered(**options))
     if (path := run.results()) is None:
         raise RunError(f"{run.folder}: no scores yet; make them with: stmul test -i {run.id}")
     with opened(config) as split:
-        click.echo(f"report    {report_of_run(run, read_results(path), split)}")
+        device = choose_device(config.experiment, here())
+        click.echo(f"report    {report_of_run(run, read_results(path), split, config, device)}")
 
 
 @click.command(name="import-matconvnet")

@@ -147,6 +147,16 @@ def _network_file(config: Config, path: Path) -> tuple[Run, Config]:
     return run, config
 
 
+def run_name(cfg: str | None, dataset: str) -> str:
+    """What runs are called: as their configuration, or as the run whose settings these are; else as the data set."""
+    if cfg is None:
+        return dataset
+    path = Path(cfg)
+    if path.name == "config.yaml" and (path.parent / "run.json").exists():
+        return path.parent.resolve().name.rstrip("0123456789").rstrip("-")
+    return path.stem
+
+
 def made_of(run: Run, config: Config) -> Mapping[str, Any]:
     """How the records of a run's training were made: as the run notes it, else as its shards say.
 

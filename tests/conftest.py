@@ -3,9 +3,9 @@
 `make_record(name, frames=12, width=32, height=24, label=0, seed=0, class_name="class0")` gives a `Record` whose frames
 are Pillow's JPEGs of a drawn square that moves 1 pixel a frame to the right; its flow says so.
 
-`make_split(folder, train=6, test=3, classes=3, per_shard=2, frames=12, width=32, height=24, seed=0)` writes a split of
-such records as tar shards and gives its `Manifest`. Video i of a part is named `v_<part>_<i>` and has label i modulo
-`classes`, its class is `class<label>`; video i has `frames + i % 3` frames.
+`make_split(folder, train=6, test=3, classes=3, per_shard=2, frames=12, width=32, height=24, seed=0, split=1)` writes a
+split of such records as tar shards and gives its `Manifest`. Video i of a part is named `v_<part>_<i>` and has label i
+modulo `classes`, its class is `class<label>`; video i has `frames + i % 3` frames.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def drawn_split(
     width: int = 32,
     height: int = 24,
     seed: int = 0,
+    split: int = 1,
 ) -> Manifest:
     """Writes a split of drawn records into `folder`."""
     parts = {}
@@ -98,7 +99,7 @@ def drawn_split(
     return write_split(
         folder,
         dataset="drawn",
-        split=1,
+        split=split,
         classes=[f"class{label}" for label in range(classes)],
         made={"flow": "drawn"},
         parts=parts,
