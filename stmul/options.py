@@ -102,6 +102,11 @@ def run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
 
     asked = load(Config, cfg, changes)
     if is_network_file(asked.experiment.pre_trained_id):
+        if own := [change for change in changes if change.startswith("network")]:
+            raise SettingsError(
+                f"--set {own[0]}: the network in {asked.experiment.pre_trained_id} has settings of its own, which it"
+                " keeps; leave this out"
+            )
         return _network_file(asked, Path(asked.experiment.pre_trained_id))
     run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
     return run, settings_of(run, cfg, changes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from configs import SettingsError
 from shards.split import Split
 from shards.stream import cores
+from stmul.agreement import must_agree
 from stmul.arithmetic import as_possible
 from stmul.bases import STREAMS
 from stmul.checkpoint import load, restore
@@ -212,7 +213,8 @@ def load_networks(
 
     `best` takes each stage's best on the clips held out. The epoch is the joint network's, or else a stream's.
 
-    Raises TrainingError where they were trained on other classes than `classes`.
+    Raises TrainingError where they were trained on other classes than `classes`, CheckpointError where with other
+    settings.
     """
     if file := run.about().network:
         joint, _ = load_joint(Path(file))
@@ -226,6 +228,7 @@ def load_networks(
         path = checkpoint_path(run, stage, epoch if stage == "joint" or epoch == BEST else 0)
         checkpoint = load(path)
         _same_classes(checkpoint.classes, classes, path)
+        must_agree(checkpoint.config, config, path)
         network = build(stage, config, len(classes))
         restore(network, checkpoint.network, path)
         found[stage] = network.to(device).eval()
