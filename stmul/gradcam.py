@@ -15,13 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stmul.arithmetic import averaged
 from stmul.errors import NetworkError
 from stmul.network import TwoStream
 from stmul.resnet import Stream
+
+STRIDE = 32  # pixels from one place of a last unit's map to the next: conv1, the maximum, and units 3a, 4a and 5a
+
+
+def centres(count: int, pooling: str) -> NDArray[np.float64]:
+    """The pixels about which the `count` places of a map lie, along one side: 0, 32, 64, ...
+
+    The first place looks at the picture's edge, half of it beyond, and not at the middle of the first 32 pixels: odd
+    filters that step by two stay about even positions. Caffe's maximum has no padding, and lies 2 pixels further.
+    """
+    return STRIDE * np.arange(count, dtype=np.float64) + (2.0 if pooling == "caffe" else 0.0)
 
 
 def class_maps(network: TwoStream | Stream, clip: Mapping[str, Tensor], classes: Sequence[int]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 from stmul.results import HistoryRow
@@ -51,13 +51,15 @@ MANNER = {
 }
 STAGE_EDGES = {"left": 0.125, "right": 0.985, "top": 0.945, "bottom": 0.095, "hspace": 0.42}  # the same in every figure
 SPEED_EDGES = {"left": 0.08, "right": 0.985, "top": 0.87, "bottom": 0.22}
+HELD_OUT = {"color": COLOURS["ink"]}
 LOG_FROM = 20.0  # largest loss / smallest loss from which a linear axis would hide the end
 
 
 def stage_curves(rows: Sequence[HistoryRow], chance: float) -> str:
     """Loss, accuracy on the training clips and learning rate of one stage over its epochs, as an SVG element.
 
-    The loss has a logarithmic axis where it falls far. Values that are not finite leave a gap.
+    Each head has a thin line of its own where there are two, clips held out a dashed one, with a ring at the epoch
+    that is best by them. The loss has a logarithmic axis where it falls far. Values that are not finite leave a gap.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -67,14 +69,22 @@ def stage_curves(rows: Sequence[HistoryRow], chance: float) -> str:
         colour, epochs = COLOURS[rows[0].stage], [row.epoch for row in rows]
         mark = {"color": colour, "marker": "o" if len(rows) <= 12 else "", "clip_on": False}
         losses = [row.loss for row in rows]
+        others = [[row.losses.get(head, math.nan) for row in rows] for head in heads_of(rows)]
+        held_out = [row.validation.loss if row.validation else math.nan for row in rows]
+        _lines(loss, epochs, others, heads_of(rows), held_out)
         loss.plot(epochs, losses, **mark)
-        if _falls_far(losses):
+        if far := _falls_far([*losses, *held_out, *chain.from_iterable(others)]):
             _logarithmic(loss)
         else:
             loss.set_ylim(bottom=0)
-        _title(loss, "loss" + (", logarithmic" if _falls_far(losses) else ""), f"{losses[-1]:.3g}", colour)
-        accuracy.axhline(100 * chance, color=COLOURS["muted"], linestyle=(0, (3, 2)), linewidth=0.8)
+        _title(loss, "loss" + (", logarithmic" if far else ""), f"{losses[-1]:.3g}", colour)
+        accuracy.axhline(100 * chance, color=COLOURS["muted"], linestyle=(0, (1, 2)), linewidth=0.8)
+        others = [[100 * row.accuracies.get(head, math.nan) for row in rows] for head in heads_of(rows)]
+        held_out = [100 * row.validation.accuracy if row.validation else math.nan for row in rows]
+        _lines(accuracy, epochs, others, heads_of(rows), held_out)
         accuracy.plot(epochs, [100 * row.accuracy for row in rows], **mark)
+        if (best := best_epoch(rows)) is not None:
+            accuracy.plot([epochs[best]], [held_out[best]], "o", markersize=5, **HELD_OUT, fillstyle="none")
         accuracy.set_ylim(0, 100)
         accuracy.set_yticks([0, 50, 100])
         _title(accuracy, "accuracy on training clips, %", f"{100 * rows[-1].accuracy:.1f}", colour)
@@ -89,14 +99,46 @@ def stage_curves(rows: Sequence[HistoryRow], chance: float) -> str:
         return _svg(figure, label)
 
 
-def speed_curves(history: Sequence[HistoryRow]) -> tuple[str, str]:
-    """Clips a second, and the part of the time spent waiting for clips, over the time of training: two SVG elements."""
+def heads_of(rows: Sequence[HistoryRow]) -> list[str]:
+    """The heads of a stage that have curves of their own: none where there is but one."""
+    found = sorted({head for row in rows for head in row.losses})
+    return found if len(found) > 1 else []
+
+
+def best_epoch(rows: Sequence[HistoryRow]) -> int | None:
+    """Which row is best on the clips held out, the earliest of equal ones; None where none were."""
+    held_out = [(row.validation.accuracy, -i) for i, row in enumerate(rows) if row.validation]
+    return -max(held_out)[1] if held_out else None
+
+
+def _lines(
+    axes: Any,
+    epochs: Sequence[int],
+    others: Sequence[Sequence[float]],
+    heads: Sequence[str],
+    held_out: Sequence[float],
+) -> None:
+    for head, values in zip(heads, others, strict=True):
+        axes.plot(epochs, values, color=COLOURS[head], linewidth=0.9, clip_on=False)
+    scored = [(epoch, value) for epoch, value in zip(epochs, held_out, strict=True) if math.isfinite(value)]
+    if scored:
+        axes.plot(*zip(*scored, strict=True), linestyle=(0, (4, 1.5)), linewidth=1.2, clip_on=False, **HELD_OUT)
+
+
+def speed_curves(history: Sequence[HistoryRow]) -> tuple[str, ...]:
+    """Clips a second, the part of the time spent waiting for clips, and GPU memory where there is one, as SVG elements.
+
+    Over the time of training.
+    """
     rates = [row.clips_per_second for row in history]
     waits = [100 * row.data_wait for row in history]
-    return (
+    found = [
         _over_time(history, rates, "clips a second"),
         _over_time(history, waits, "waiting for clips, % of the time"),
-    )
+    ]
+    if any(memory := [row.memory for row in history]):
+        found.append(_over_time(history, memory, "GPU memory at most, GiB"))
+    return tuple(found)
 
 
 def _over_time(history: Sequence[HistoryRow], values: Sequence[float], title: str) -> str:

@@ -1,12 +1,14 @@
-"""A run on one page: how good, how it was trained, what it takes for what, and the clips it is surest of.
+"""A run on one page: how good, how it was trained, what it takes for what, and clips it is sure and unsure of.
 
-The page is one HTML file that needs no network and no script. Equal input gives equal bytes: no time is written that
-is not given.
+The page is one HTML file that needs no network. Its one script, which its policy names by its digest, zooms into the
+confusion matrices; the page reads as well without it. Equal input gives equal bytes: no time is written that is not
+given.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,17 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.writer import whole
+from shards.whole import whole
 from stmul import metrics, plots
-from stmul.errors import StmulError
+from stmul.report_clips import Film, ReportError, card, shown_clips
+from stmul.report_matrix import ANNOTATED, confusions, matrix_of, short
 from stmul.results import HEADS, HistoryRow, Results, measures
 
-SIGNATURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
-ANNOTATED = 20  # classes up to which the cells of a confusion matrix have room for numbers
-
-
-class ReportError(StmulError):
-    """What a report cannot be made of."""
+__all__ = ["Film", "ReportError", "shown_clips", "write_report"]
+HERE = Path(__file__).parent
+COLOUR_OF = {"late fusion": "late", "fused": "joint"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,43 +38,6 @@ class ClassRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """Clips of one class (row) that were taken for one class (column)."""
-
-    row: int
-    column: int
-    clips: int
-    share: float  # of the row's clips
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Matrix:
-    """A confusion matrix laid out: lengths are CSS pixels of a picture that may shrink."""
-
-    head: str
-    cells: Sequence[Cell]  # those that are not empty
-    totals: Sequence[int]  # (K,) clips of each class
-    cell: float
-    font: float
-    left: float
-    top: float
-    right: float
-    angle: int  # of the column labels, degrees
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipCard:
-    """One clip as shown: what it is, what it was taken for, by how much."""
-
-    name: str
-    label: str
-    predicted: str
-    margin: float
-    guesses: Sequence[tuple[str, float, float]]  # class, score, bar from 0 to 1: the top three, then the true class
-    picture: str  # data URI, empty where there is none
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One stage of the training: its curves and what it took."""
 
@@ -82,17 +45,7 @@ class Stage:
     epochs: int
     minutes: float
     curves: str  # SVG
-
-
-def shown_clips(results: Results, count: int = 4) -> tuple[list[int], list[int]]:
-    """The clips a report shows, as positions in `results`: the `count` highest margins and the `count` lowest.
-
-    Of each class at most one on either side, none on both; by the main head.
-    """
-    margins_N = metrics.margins(results.heads[results.main], results.labels)
-    ascending = np.argsort(margins_N, kind="stable").tolist()
-    best = _one_of_each_class(ascending[::-1], results, count)
-    return best, _one_of_each_class([clip for clip in ascending if clip not in best], results, count)
+    lines: Sequence[tuple[str, str, bool]]  # what each line is, its colour, whether it is dashed; empty for one line
 
 
 def write_report(
@@ -101,15 +54,17 @@ def write_report(
     results: Results,
     history: Sequence[HistoryRow],
     config_yaml: str,
-    pictures: Mapping[str, bytes],
+    films: Mapping[str, Film],
     run: Mapping[str, str],
+    unseen: str = "",
 ) -> None:
     """Writes the page to `path`, whole or absent.
 
-    `pictures` are PNG or JPEG files by clip name, of those that `shown_clips` names; `run` is the environment as lines
-    of text, shown in its order. Raises ReportError for a picture that is neither.
+    `films` are pictures by clip name, of those that `shown_clips` names; `unseen` says why they do not show what the
+    streams looked at. `run` is the environment as lines of text, shown in its order. Raises ReportError for a picture
+    that is neither PNG nor JPEG.
     """
-    page = _page(results, history, config_yaml, pictures, run)
+    page = _page(results, history, config_yaml, films, run, unseen)
     with whole(path) as file:
         file.write(page.encode())
 
@@ -118,45 +73,53 @@ def _page(
     results: Results,
     history: Sequence[HistoryRow],
     config_yaml: str,
-    pictures: Mapping[str, bytes],
+    films: Mapping[str, Film],
     run: Mapping[str, str],
+    unseen: str,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, points=_points, css=_css, duration=_duration, short=_short)
+    environment.filters.update(percent=_percent, points=_points, css=_css, duration=_duration, short=short)
     best, worst = shown_clips(results)
     compared = _compared(results)
+    script = (HERE / "report_zoom.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
+        css=(HERE / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_digest=_digest(script),
         results=results,
         chance=1 / len(results.classes),
         heads=[(head, HEADS[head], measures(results, head)) for head in results.head_names],
         compared=compared,
         gain=_gain(results),
         stages=_stages(history, 1 / len(results.classes)),
+        held_out=max((row.validation.clips for row in history if row.validation), default=0),
         speed=plots.speed_curves(history) if history else (),
         class_rows=_class_rows(results, compared),
-        matrices=[_matrix(results, head) for head in compared],
+        matrices=[matrix_of(results, head) for head in compared],
         annotated=len(results.classes) <= ANNOTATED,
-        confusions=_confusions(results),
+        confusions=confusions(results),
         clips=[
-            ("Highest margins", [_card(results, clip, pictures) for clip in best]),
-            ("Lowest margins", [_card(results, clip, pictures) for clip in worst]),
+            ("Lowest margins", [card(results, clip, films, compared) for clip in worst]),
+            ("Highest margins", [card(results, clip, films, compared) for clip in best]),
         ],
+        seen=any(strip.head for film in films.values() for strip in film.strips),
+        unseen=unseen,
         config_yaml=config_yaml,
         run=run,
     )
 
 
-def _one_of_each_class(clips: Sequence[int], results: Results, count: int) -> list[int]:
-    first = {int(results.labels[clip]): clip for clip in reversed(clips)}  # the earliest of each class wins
-    return sorted(first.values(), key=clips.index)[:count]
+def _digest(script: str) -> str:
+    """A script as a content security policy names it: no other one runs on the page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _compared(results: Results) -> list[str]:
@@ -180,9 +143,19 @@ def _stages(history: Sequence[HistoryRow], chance: float) -> list[Stage]:
             epochs=len(rows),
             minutes=sum(row.seconds for row in rows) / 60,
             curves=plots.stage_curves(rows, chance),
+            lines=_lines(name, rows),
         )
         for name, rows in groups
     ]
+
+
+def _lines(stage: str, rows: Sequence[HistoryRow]) -> list[tuple[str, str, bool]]:
+    heads = plots.heads_of(rows)
+    held_out = [("held out", "ink", True)] if any(row.validation for row in rows) else []
+    if not heads and not held_out:
+        return []
+    both = "training clips" if not heads else "both (loss: sum)"
+    return [(both, stage, False), *((f"{head} head", head, False) for head in heads), *held_out]
 
 
 def _class_rows(results: Results, compared: Sequence[str]) -> list[ClassRow]:
@@ -203,67 +176,6 @@ def _class_rows(results: Results, compared: Sequence[str]) -> list[ClassRow]:
     return sorted(rows, key=lambda row: (-(row.gain or 0.0), -dict(row.bars)[results.main], row.name))
 
 
-def _matrix(results: Results, head: str) -> Matrix:
-    matrix_KK = metrics.confusion_matrix(results.heads[head], results.labels)
-    totals = matrix_KK.sum(axis=1).tolist()
-    cells = [
-        Cell(row=row, column=column, clips=int(matrix_KK[row, column]), share=matrix_KK[row, column] / totals[row])
-        for row, column in np.argwhere(matrix_KK).tolist()
-    ]
-    classes = len(totals)
-    cell = 56.0 if classes <= 10 else 40.0 if classes <= ANNOTATED else max(9.2, 780 / classes)
-    font = min(13, 0.9 * cell)
-    label = 0.56 * font * max(len(_short(name)) for name in results.classes) + 12
-    slanted = classes <= ANNOTATED
-    return Matrix(
-        head=head,
-        cells=cells,
-        totals=totals,
-        cell=cell,
-        font=font,
-        left=label + 22,
-        top=(0.75 * label if slanted else label) + 22,
-        right=0.75 * label if slanted else 4,
-        angle=45 if slanted else 90,
-    )
-
-
-def _confusions(results: Results, count: int = 12) -> list[tuple[str, str, int, int]]:
-    """The most frequent mistakes of the main head: true class, taken for, clips, clips of the true class."""
-    matrix_KK = metrics.confusion_matrix(results.heads[results.main], results.labels)
-    totals_K = matrix_KK.sum(axis=1)
-    wrong = [(row, column) for row, column in np.argwhere(matrix_KK).tolist() if row != column]
-    wrong.sort(key=lambda place: (-matrix_KK[place], *place))
-    names = results.classes
-    return [
-        (names[row], names[column], int(matrix_KK[row, column]), int(totals_K[row])) for row, column in wrong[:count]
-    ]
-
-
-def _card(results: Results, clip: int, pictures: Mapping[str, bytes]) -> ClipCard:
-    scores_K = results.heads[results.main][clip].astype(np.float64)
-    order = np.argsort(-scores_K, kind="stable").tolist()
-    label = int(results.labels[clip])
-    shown = [*order[:3], *([label] if label not in order[:3] else [])]
-    span = float(scores_K.max() - scores_K.min()) or 1.0
-    name = results.names[clip]
-    return ClipCard(
-        name=name,
-        label=results.classes[label],
-        predicted=results.classes[order[0]],
-        margin=float(metrics.margins(scores_K[None], results.labels[[clip]])[0]),
-        guesses=[(results.classes[k], float(scores_K[k]), float(scores_K[k] - scores_K.min()) / span) for k in shown],
-        picture=_data_uri(name, pictures[name]) if name in pictures else "",
-    )
-
-
-def _data_uri(name: str, picture: bytes) -> str:
-    for kind, signature in SIGNATURES.items():
-        if picture.startswith(signature):
-            return f"data:{kind};base64,{base64.b64encode(picture).decode()}"
-    raise ReportError(f"picture of clip {name!r}: expected a PNG or JPEG file, found {picture[:8]!r}")
-
-
 def _percent(part: float) -> str:
     return f"{100 * part:.1f}"
 
@@ -276,7 +188,7 @@ def _points(part: float) -> str:
 
 def _css(head: str) -> str:
     """The page's colour of a head: that of its stream."""
-    return f"var(--{'late' if head == 'late fusion' else head.split()[0]})"
+    return f"var(--{COLOUR_OF.get(head, head.split()[0])})"
 
 
 def _duration(minutes: float) -> str:
@@ -285,7 +197,3 @@ def _duration(minutes: float) -> str:
         return f"{seconds} s"
     hours, rest = divmod(seconds // 60, 60)
     return f"{hours} h {rest} min" if hours else f"{rest} min {seconds % 60} s"
-
-
-def _short(name: str, length: int = 22) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

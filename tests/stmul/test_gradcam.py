@@ -9,7 +9,7 @@ import torch
 from stmul.batchnorm import commit_moments
 from stmul.config import Network
 from stmul.errors import NetworkError
-from stmul.gradcam import class_maps
+from stmul.gradcam import centres, class_maps
 from stmul.network import TwoStream, single
 
 CLASSES, INSTANTS, STACK = 3, 4, 2
@@ -120,6 +120,28 @@ def test_a_map_is_bright_where_what_counts_is_seen():
     for_it, against_it = class_maps(alone, {"appearance": frames}, [0, 1])["appearance"][:, 0]
     assert for_it[:, :3].mean() > 2 * for_it[:, 5:].mean()
     assert against_it.abs().max() == 0  # what speaks against a class is not shown
+
+
+@pytest.mark.parametrize("pooling", ["torchvision", "caffe"])
+@pytest.mark.parametrize(("depth", "stride_on"), [(18, "3x3"), (50, "1x1"), (50, "3x3")])
+def test_places_of_a_map_lie_about_the_pixels_that_they_see(pooling, depth, stride_on):
+    """With weights that are all alike, a place depends most on what it lies about, and on both sides equally."""
+    own = {"depth": depth, "width": 1}
+    settings = Network(appearance=own, motion=own, pooling=pooling, stride_on=stride_on)
+    alone = single(settings, "appearance", stack=STACK, classes=1, pool=1).double().eval()
+    for name, weight in alone.named_parameters():
+        if "conv" in name and weight.dim() == 4:
+            weight.data.fill_(1 / weight[0].numel())
+    alone.maximum = torch.nn.AvgPool2d(3, 2, ceil_mode=True) if pooling == "caffe" else torch.nn.AvgPool2d(3, 2, 1)
+    frames = torch.full((1, 1, 3, 33, 2048), 200.0, dtype=torch.float64, requires_grad=True)
+    x = alone.stem(frames)
+    for unit in alone.units.values():
+        x = unit(x, 1)
+    places = x.shape[-1]
+    x[0, :, 0, places // 2].sum().backward()
+    seen_W = frames.grad.abs().sum(dim=(0, 1, 2, 3)).numpy()
+    middle = seen_W @ np.arange(len(seen_W)) / seen_W.sum()
+    assert middle == pytest.approx(centres(places, pooling)[places // 2], abs=0.01)
 
 
 def test_looking_leaves_a_network_as_it_was():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from stmul import plots
-from stmul.report import ReportError, shown_clips, write_report
-from stmul.results import HEADS, HistoryRow, Results
+from stmul.report import write_report
+from stmul.report_clips import Film, ReportError, Strip, shown_clips
+from stmul.results import HEADS, HistoryRow, Results, Validation
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 NASTY = "<script>alert('x')</script>&\"quoted\""
@@ -68,8 +70,15 @@ def history(epochs=3, **changes):
     ]
 
 
-def page(path, results, rows=(), config="train:\n  seed: 1\n", pictures=None, run=None):
-    write_report(path, results=results, history=rows, config_yaml=config, pictures=pictures or {}, run=run or {})
+def film(picture=PNG):
+    strips = [Strip(title="Frames", picture=picture), Strip(title="Motion, for running", picture=PNG, head="motion")]
+    return Film(instants=("0.1 s", "0.5 s"), strips=strips)
+
+
+def page(path, results, rows=(), config="train:\n  seed: 1\n", films=None, run=None, unseen=""):
+    write_report(
+        path, results=results, history=rows, config_yaml=config, films=films or {}, run=run or {}, unseen=unseen
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -104,16 +113,23 @@ class Elements(HTMLParser):
 def whole_page(tmp_path_factory):
     """A page with everything on it."""
     results = made()
-    pictures = {results.names[clip]: PNG for side in shown_clips(results) for clip in side}
+    films = {results.names[clip]: film() for side in shown_clips(results) for clip in side}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return page(path, results, history(), pictures=pictures, run={"device": "two cores"})
+    return page(path, results, history(), films=films, run={"device": "two cores"})
 
 
-def test_the_page_is_one_file_that_asks_for_nothing_and_runs_nothing(whole_page):
+def test_the_page_is_one_file_that_asks_for_nothing_and_runs_one_script_of_its_own(whole_page):
     found = Elements(whole_page)
     assert not found.open
     tags = [tag for tag, _ in found.seen]
-    assert not {"script", "link", "iframe", "object"} & set(tags)
+    assert not {"link", "iframe", "object"} & set(tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", whole_page, re.DOTALL)
+    assert tags.count("script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [attrs["content"] for tag, attrs in found.seen if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert not [name for _, attrs in found.seen for name in attrs if name.startswith("on")]
     links = [value for _, attrs in found.seen for name, value in attrs.items() if name in {"src", "href", "xlink:href"}]
     assert links
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
@@ -165,11 +181,12 @@ def test_no_name_or_setting_gets_through_unescaped(tmp_path):
     results = dataclasses.replace(made(names=(NASTY, "b", "c")), run=NASTY, dataset=NASTY)
     names = (NASTY, *results.names[1:])
     results = dataclasses.replace(results, names=names)
-    text = page(tmp_path / "report.html", results, config=NASTY, run={NASTY: NASTY}, pictures={NASTY: PNG})
+    nasty = Film(instants=(NASTY,), strips=[Strip(title=NASTY, picture=PNG)])
+    text = page(tmp_path / "report.html", results, config=NASTY, run={NASTY: NASTY}, films={NASTY: nasty}, unseen=NASTY)
     found = Elements(text)
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert NASTY in found.text()
-    assert "script" not in [tag for tag, _ in found.seen]
+    assert [tag for tag, _ in found.seen].count("script") == 1
 
 
 @pytest.mark.parametrize(("classes", "numbers"), [(20, True), (21, False)])
@@ -181,8 +198,9 @@ def test_a_confusion_matrix_has_numbers_where_there_is_room(tmp_path, classes, n
 
 def test_the_clips_shown_are_the_surest_and_the_least_sure_of_different_classes():
     results = made()
-    best, worst = shown_clips(results)
+    best, worst = shown_clips(results, best=4)
     assert best == [7, 3, 8]  # margins grow along the record; the last class is missed everywhere
+    assert shown_clips(results)[0] == [7, 3]
     assert results.labels[worst[0]] == 2
     assert not set(best) & set(worst)
     for side in (best, worst):
@@ -201,7 +219,7 @@ def test_a_missed_clip_shows_its_own_class_after_the_first_three(tmp_path):
 def test_pictures_are_embedded_whole(tmp_path):
     results = made()
     clip = results.names[shown_clips(results)[0][0]]
-    text = page(tmp_path / "report.html", results, pictures={clip: b"\xff\xd8\xff" + bytes(300)})
+    text = page(tmp_path / "report.html", results, films={clip: film(b"\xff\xd8\xff" + bytes(300))})
     (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     assert base64.b64decode(data) == b"\xff\xd8\xff" + bytes(300)
 
@@ -210,8 +228,26 @@ def test_what_is_no_picture_is_refused_and_no_page_is_left(tmp_path):
     results = made()
     clip = results.names[shown_clips(results)[0][0]]
     with pytest.raises(ReportError, match=f"picture of clip '{clip}': expected a PNG or JPEG file, found b'GIF89a'"):
-        page(tmp_path / "report.html", results, pictures={clip: b"GIF89a"})
+        page(tmp_path / "report.html", results, films={clip: film(b"GIF89a")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_says_what_each_head_takes_it_for_and_shows_its_strips(whole_page):
+    found = Elements(whole_page).text()
+    assert re.search(r"late fusion: class 00\d", found)
+    assert found.count("Motion, for running") == 5  # two of the surest, one of each of three classes of the others
+    assert "0.1 s 0.5 s" in found
+    assert "Grad-CAM" in found
+
+
+def test_a_page_without_maps_says_why(tmp_path):
+    results = made()
+    still = Film(instants=("0.1 s",), strips=[Strip(title="Frames", picture=PNG)])
+    found = Elements(
+        page(tmp_path / "report.html", results, films={results.names[11]: still}, unseen="no checkpoint is left")
+    ).text()
+    assert "What the streams looked at is not shown: no checkpoint is left" in found
+    assert "Grad-CAM" not in found
 
 
 @pytest.mark.parametrize("changes", [{"loss": float("nan")}, {"loss": 0.0}, {"seconds": 0.0, "clips_per_second": 0.0}])
@@ -221,6 +257,43 @@ def test_odd_trainings_have_curves_too(changes, epochs):
     for svg in (plots.stage_curves(rows[:epochs], 0.5), *plots.speed_curves(rows)):
         assert svg.startswith("<svg")
         assert svg.endswith("</svg>")
+
+
+def heads(epochs=4, validation=(0.2, 0.5, 0.5, 0.4)):
+    """Rows of a joint stage with what newer logs tell."""
+    rows = [row for row in history(epochs) if row.stage == "joint"]
+    return [
+        dataclasses.replace(
+            row,
+            losses={"appearance": 1.5 / row.epoch, "motion": 0.5 / row.epoch},
+            accuracies={"appearance": 0.4, "motion": 0.3},
+            memory=2.5,
+            validation=Validation(loss=1.0, accuracy=part, clips=17),
+        )
+        for row, part in zip(rows, validation, strict=True)
+    ]
+
+
+def test_heads_held_out_clips_and_memory_have_curves_where_the_log_tells_of_them(tmp_path):
+    plain = [row for row in history(4) if row.stage == "joint"]
+    rows = heads()
+    for line in ("appearance", "motion"):
+        assert f"var(--{line})" not in plots.stage_curves(plain, 0.5)
+        assert f"var(--{line})" in plots.stage_curves(rows, 0.5)
+    assert len(plots.speed_curves(plain)) == 2
+    assert "GPU memory at most, GiB" in plots.speed_curves(rows)[2]
+    found = Elements(page(tmp_path / "report.html", made(), rows)).text()
+    assert "both (loss: sum) appearance head motion head held out" in found
+    assert "Held out: 17 clips" in found
+    assert "held out" not in Elements(page(tmp_path / "old.html", made(), plain)).text().lower()
+
+
+def test_the_best_epoch_is_the_earliest_of_those_that_are_best_on_what_was_held_out():
+    assert plots.best_epoch(heads()) == 1
+    assert plots.best_epoch([row for row in history(2) if row.stage == "joint"]) is None
+    sometimes = [dataclasses.replace(row, validation=None) if row.epoch < 4 else row for row in heads()]
+    assert plots.best_epoch(sometimes) == 3
+    assert plots.stage_curves(sometimes, 0.5).startswith("<svg")
 
 
 def test_the_loss_has_a_logarithmic_axis_where_it_falls_far():
