@@ -33,14 +33,14 @@
     set(sheet.svg, { "font-size": font });
     set(sheet.window, { x: left, y: top, width: across, height: down });
     set(sheet.inner, { transform: `scale(${scale}) translate(${-x} ${-y})` });
-    const place = (names, from, room, put) => names.forEach((name, k) => {
-      const middle = ((k + 0.5) * sheet.cell - from) * scale;
-      name.style.display = middle < 0 || middle > room ? "none" : "";
-      set(name, put(middle));
+    const lay = (names, from, room, put) => names.forEach((name, k) => {
+      const distance = ((k + 0.5) * sheet.cell - from) * scale;
+      name.style.display = distance < 0 || distance > room ? "none" : "";
+      set(name, put(distance));
     });
-    place(sheet.rows, y, down, (middle) => ({ x: left - 6, y: top + middle + 0.35 * font }));
-    place(sheet.columns, x, across, (middle) => ({
-      transform: `translate(${left + middle + (sheet.slanted ? 0 : 0.35 * font)} ${top - 6}) rotate(${sheet.slanted ? -45 : -90})`,
+    lay(sheet.rows, y, down, (from) => ({ x: left - 6, y: top + from + 0.35 * font }));
+    lay(sheet.columns, x, across, (from) => ({
+      transform: `translate(${left + from + (sheet.slanted ? 0 : 0.35 * font)} ${top - 6}) rotate(${sheet.slanted ? -45 : -90})`,
     }));
     if (!sheet.numbered && sheet.cell * scale >= 24) number(sheet);
     sheet.svg.classList.toggle("near", sheet.cell * scale >= 24);
@@ -64,34 +64,45 @@
     }
   }
 
-  // The view with another scale, the point (x, y) of the square staying at (px, py) of the window.
+  // The view with another scale, the point (x, y) of the square lying at (px, py) of the picture, as near as may be.
   function look(scale, x, y, px, py) {
     const sheet = shown(), wanted = Math.min(largest, Math.max(1, scale));
-    const { across, down } = measures(sheet, wanted);
+    const { left, top, across, down } = measures(sheet, wanted);
     const within = (value, room) => Math.min(Math.max(0, sheet.side - room / wanted), Math.max(0, value));
-    Object.assign(view, { scale: wanted, x: within(x - px / wanted, across), y: within(y - py / wanted, down) });
+    view.scale = wanted;
+    view.x = within(x - (px - left) / wanted, across);
+    view.y = within(y - (py - top) / wanted, down);
     sheets.forEach(draw);
   }
 
   const shown = () => sheets.find((sheet) => sheet.svg.getClientRects().length) || sheets[0];
 
-  function place(sheet, event) {
-    const matrix = sheet.svg.getScreenCTM().inverse();
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix);
+  // A point of the picture, and what of the square lies there.
+  function at(sheet, px, py) {
     const { left, top, across, down } = measures(sheet);
-    const px = point.x - left, py = point.y - top;
-    return { px, py, x: view.x + px / view.scale, y: view.y + py / view.scale,
-      inside: px >= 0 && py >= 0 && px < across && py < down };
+    return { px, py, x: view.x + (px - left) / view.scale, y: view.y + (py - top) / view.scale,
+      inside: px >= left && py >= top && px < left + across && py < top + down };
   }
 
-  function zoom(factor, at) {
-    const { across, down } = measures(shown());
-    const middle = { px: across / 2, py: down / 2, x: view.x + across / 2 / view.scale, y: view.y + down / 2 / view.scale };
-    const { px, py, x, y } = at || middle;
+  function place(sheet, event) {
+    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(sheet.svg.getScreenCTM().inverse());
+    return at(sheet, x, y);
+  }
+
+  function middle(sheet) {
+    const { left, top, across, down } = measures(sheet);
+    return at(sheet, left + across / 2, top + down / 2);
+  }
+
+  function zoom(factor, { px, py, x, y } = middle(shown())) {
     look(view.scale * factor, x, y, px, py);
   }
 
-  const move = (dx, dy) => look(view.scale, view.x + dx, view.y + dy, 0, 0);
+  function move(dx, dy) {
+    const { px, py, x, y } = middle(shown());
+    look(view.scale, x + dx, y + dy, px, py);
+  }
+
   const whole = () => look(1, 0, 0, 0, 0);
   const near = () => (0.25 * shown().side) / view.scale;
   const acts = {
@@ -102,11 +113,11 @@
   };
 
   // What the pointer is on, in words, and the names of its row and column.
-  function tell(sheet, at) {
+  function tell(sheet, where) {
     sheet.lit.forEach((name) => name.classList.remove("lit"));
     sheet.lit = [];
-    const row = Math.floor(at.y / sheet.cell), column = Math.floor(at.x / sheet.cell);
-    if (!at.inside || !sheet.rows[row] || !sheet.columns[column]) { said.textContent = hint; return; }
+    const row = Math.floor(where.y / sheet.cell), column = Math.floor(where.x / sheet.cell);
+    if (!where.inside || !sheet.rows[row] || !sheet.columns[column]) { said.textContent = hint; return; }
     sheet.lit = [sheet.rows[row], sheet.columns[column]];
     sheet.lit.forEach((name) => name.classList.add("lit"));
     const found = sheet.cells.get(`${row} ${column}`), full = (name) => name.querySelector("title").textContent;
@@ -130,9 +141,9 @@
       svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
-      const at = place(sheet, event);
-      if (held) look(view.scale, held.x, held.y, at.px, at.py);
-      else tell(sheet, at);
+      const now = place(sheet, event);
+      if (held) look(view.scale, held.x, held.y, now.px, now.py);
+      else tell(sheet, now);
     });
     for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, () => { held = null; });
     svg.addEventListener("pointerleave", () => tell(sheet, { inside: false }));
