@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -17,16 +18,21 @@ class MissingServerError(Exception):
     """A server cannot be installed or does not start; the reason in words."""
 
 
+PORTS = range(12_000, 32_000)  # below those that systems hand out: no connection takes one before its server does
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                break
+            one = held.enter_context(socket.socket())
+            with suppress(OSError):  # somebody has it
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 @contextmanager
@@ -51,12 +57,12 @@ def running(command: Sequence[str], folder: Path, url: str, *, environ: Mapping[
 
 
 def _await(process: subprocess.Popen[bytes], program: str, url: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         if (code := process.poll()) is not None:
             raise MissingServerError(f"{program} ended with code {code}. Its log:\n{end_of(log)}")
         try:
-            with urlopen(url, timeout=5):
+            with urlopen(url, timeout=20):
                 return
         except HTTPError as error:
             error.close()
@@ -65,7 +71,7 @@ def _await(process: subprocess.Popen[bytes], program: str, url: str, log: Path) 
         except (URLError, OSError):
             pass
         time.sleep(0.05)
-    raise MissingServerError(f"{program} does not answer within a minute. Its log:\n{end_of(log)}")
+    raise MissingServerError(f"{program} does not answer within three minutes. Its log:\n{end_of(log)}")
 
 
 def end_of(log: Path) -> str:

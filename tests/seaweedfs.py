@@ -97,11 +97,12 @@ def _await_buckets(server: Weed, log: Path) -> None:
     """Waits for the buckets, which are made a moment after the server says that it is well."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
-    for _ in range(100):
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
         try:
             if {"videos", "public"} <= {bucket["Name"] for bucket in server.client().list_buckets()["Buckets"]}:
                 return
         except (BotoCoreError, ClientError):
             pass
         time.sleep(0.1)
-    raise MissingServerError(f"seaweedfs has not made its buckets within 10 s. Its log:\n{end_of(log)}")
+    raise MissingServerError(f"seaweedfs has not made its buckets within two minutes. Its log:\n{end_of(log)}")

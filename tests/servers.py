@@ -1,7 +1,6 @@
 """Servers for the tests of what is read from afar: one process each, started when first wanted."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests import http_server
+from tests.processes import free_ports
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,7 @@ def serve() -> Iterator[Callable[[Path], object]]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an empty S3 server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -56,9 +54,10 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
 
 
 def _await(url: str) -> None:
-    for _ in range(300):
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
         try:
-            with urlopen(url, timeout=5):
+            with urlopen(url, timeout=20):
                 return
         except (URLError, ConnectionError):
             time.sleep(0.1)

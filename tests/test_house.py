@@ -224,4 +224,4 @@ def test_help_answers_in_less_than_half_a_second():
         end = os.times()
         return end.children_user + end.children_system - begin.children_user - begin.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(seconds() for _ in range(5)) < 0.5  # it takes a quarter of that

@@ -79,7 +79,7 @@ def test_ranks_killed_at_random_moments_go_on_with_the_clips_that_nobody_has_had
                 for rank in ranks:
                     rank.kill()
             for rank in ranks:
-                _, err = rank.communicate(timeout=120)
+                _, err = rank.communicate(timeout=240)
                 assert rank.returncode in (0, KILLED), err
             done = min(len(steps_in(book)) for book in books)  # a step counts when all ranks have made it
             for book in books:
@@ -157,22 +157,24 @@ def test_a_writer_of_the_cache_killed_at_a_random_moment_leaves_nothing_to_do(or
 
 @several
 def test_while_others_wait_for_a_file_one_of_them_goes_on_for_a_writer_that_was_killed(origin, tmp_path, kills, seed):
-    draws = random.Random(seed)
-    done = []
-    for kill in range(kills):
-        folder = tmp_path / str(kill)
+    draws, killed = random.Random(seed), 0
+    for attempt in range(5 * kills):
+        folder = tmp_path / str(attempt)
         processes = [cache_victim.begun(wish(folder, origin, pause_s=0.05)) for _ in range(3)]
-        until = time.monotonic() + 60
-        while not (writers := writing(folder)):
-            assert time.monotonic() < until, "nobody writes"
+        while not (writers := writing(folder)) and any(process.poll() is None for process in processes):
             time.sleep(0.005)
         time.sleep(draws.uniform(0, 0.5))
-        writers = writing(folder) or writers
-        os.kill(writers[0], signal.SIGKILL)
+        for writer in (writing(folder) or writers)[:1]:
+            os.kill(writer, signal.SIGKILL)
         done = [cache_victim.ended(process) for process in processes]
-        assert sorted(one.code for one in done) == [KILLED, 0, 0]
-        assert [one.right for one in done if one.code == 0] == [True, True]
+        assert [one.right for one in done if one.code == 0] == [True] * sum(one.code == 0 for one in done)
         assert_clean(folder, [origin])
+        if any(one.code for one in done):  # else all was done before anyone could be killed
+            assert sorted(one.code for one in done) == [KILLED, 0, 0]
+            killed += 1
+        if killed == kills:
+            break
+    assert killed == kills
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_readers_of_one_cache_killed_while_they_fetch_it_never_get_a_wrong_byte(
                     break
                 time.sleep(0.002)
             for process, book in zip(readers, books, strict=True):
-                _, err = process.communicate(timeout=120)
+                _, err = process.communicate(timeout=240)
                 assert process.returncode in (0, KILLED), err
                 clips = [clip for step in steps_in(book) for clip in step.clips]
                 assert clips == expected[: len(clips)]
@@ -212,7 +214,7 @@ def test_readers_of_one_cache_killed_while_they_fetch_it_never_get_a_wrong_byte(
         assert killed == kills
         last = tmp_path / "last"
         process = streaming_victim.begun(reader(server, last, cache, steps))
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     assert [clip for step in steps_in(last) for clip in step.clips] == expected
     assert_clean(cache, shards)
@@ -259,7 +261,7 @@ def _locks() -> Iterator[tuple[int, int]]:
             yield int(fields[4]), int(fields[5].split(":")[2])
 
 
-def wait_for(happened: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
+def wait_for(happened: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 240) -> None:
     """Returns when it has happened, or a process has ended."""
     until = time.monotonic() + seconds
     while not happened() and all(process.poll() is None for process in processes):

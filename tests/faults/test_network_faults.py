@@ -78,7 +78,7 @@ def undisturbed(root: Path, local: list[Delivered]) -> Cost:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What broke is tried again within fractions of a second; a machine that stands still for seconds breaks nothing."""
+    """What broke is tried again within fractions of a second; where a machine stands still for seconds, nothing has."""
     long, short = timedelta(seconds=60), timedelta(seconds=0.5)
     monkeypatch.setattr(connect, "TIMES", {**connect.TIMES, "connect_timeout": long, "read_timeout": long})
     backoff = {"init_backoff": timedelta(milliseconds=20), "base": 2, "max_backoff": short}

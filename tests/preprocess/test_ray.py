@@ -111,7 +111,7 @@ def test_an_address_without_a_cluster_is_an_error_at_once(monkeypatch, address, 
         start = time.monotonic()
         with pytest.raises(PreprocessError, match=said):
             list(ray_tasks(evaluate, ["1"], 1))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 100
 
 
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch):
@@ -220,12 +220,12 @@ def test_no_more_tasks_run_than_were_asked_for_and_closing_stops_them(nodes, tmp
         begun = len(list(tmp_path.iterdir()))
         time.sleep(0.5)
         assert len(list(tmp_path.iterdir())) == begun  # the next is handed over when this one has been taken
-    sleeper = f"{touch.format(str(tmp_path / 'asleep'))} or [__import__('time').sleep(0.1) for _ in range(600)]"
+    sleeper = f"{touch.format(str(tmp_path / 'asleep'))} or [__import__('time').sleep(0.1) for _ in range(6000)]"
     results = ray_tasks(evaluate, ["1", sleeper, sleeper, touch.format(str(tmp_path / "never"))], 2)
     assert next(results) == (0, 1)
     start = time.monotonic()
     results.close()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 100
     assert dict(ray_tasks(evaluate, ["2"], 0)) == {0: 2}
     assert not (tmp_path / "never").exists()
 
