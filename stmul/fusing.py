@@ -29,6 +29,7 @@ class Source:
     """Scores to be fused: of one head of one test, or out of a table."""
 
     words: str  # what it is, for people
+    split: str = ""  # what was tested: "ucf101 split 1, test"; empty: of a table, which does not say
     classes: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float64]]  # (K,) by clip
 
@@ -59,8 +60,12 @@ def source_of(results: Results, head: str = "") -> Source:
         hint = nearest(head, list(results.heads))
         raise ResultsError(f"{results.run}: no scores of {head!r}{hint} (there are {', '.join(results.head_names)})")
     scores_NK = results.heads[head].astype(np.float64)
-    words = f"{results.run}, {head}"
-    return Source(words=words, classes=results.classes, scores=dict(zip(results.names, scores_NK, strict=True)))
+    return Source(
+        words=f"{results.run}, {head}",
+        split=_split_of(results),
+        classes=results.classes,
+        scores=dict(zip(results.names, scores_NK, strict=True)),
+    )
 
 
 def read_table(path: Path) -> Source:
@@ -97,12 +102,18 @@ def fuse(base: Results, sources: Sequence[Source], weights: Sequence[float], sca
 
     Before that each source is brought to one scale: `deviation` takes off each clip's mean and divides by the standard
     deviation over all clips, `softmax` makes probabilities, `none` leaves scores as they are. Raises ResultsError where
-    a source lacks a clip or a class of `base`.
+    a source lacks a clip or a class of `base`, or is a test of another split.
     """
     if len(weights) != len(sources) or not sources or not all(np.isfinite(weights)) or sum(weights) <= 0:
         raise ResultsError(
             f"weights {', '.join(map(str, weights))}: expected one for each of {len(sources)} sources, above 0 in sum"
         )
+    for source in sources:
+        if source.split not in ("", _split_of(base)):
+            raise ResultsError(
+                f"{source.words}: scores of {source.split}, and {base.run} was tested on {_split_of(base)}; tests are"
+                " fused clip by clip: test both on one split"
+            )
     total_NK = np.zeros((base.scored, len(base.classes)))
     for source, weight in zip(sources, weights, strict=True):
         total_NK += weight / sum(weights) * _scaled(_matched(source, base), scale)
@@ -112,12 +123,24 @@ def fuse(base: Results, sources: Sequence[Source], weights: Sequence[float], sca
 
 def compare(one: Results, other: Results, heads: tuple[str, str] = ("", "")) -> Comparison:
     """A head of each (their main ones unless named) on the same clips. Raises ResultsError where clips differ."""
-    if (one.classes, one.part) != (other.classes, other.part) or set(one.names) != set(other.names):
+    if _split_of(one) != _split_of(other):
+        raise ResultsError(
+            f"{one.run} was tested on {_split_of(one)}, {other.run} on {_split_of(other)}; tests are compared clip by"
+            " clip: test both on one split"
+        )
+    if one.classes != other.classes or set(one.names) != set(other.names):
         shared = len(set(one.names) & set(other.names))
         raise ResultsError(
             f"{one.run} and {other.run}: {one.scored} and {other.scored} clips, {shared} of them the same, of"
             f" {len(one.classes)} and {len(other.classes)} classes; expected the same ones: test both on one split"
         )
+    labels = dict(zip(other.names, other.labels.tolist(), strict=True))
+    for name, label in zip(one.names, one.labels.tolist(), strict=True):
+        if labels[name] != label:
+            raise ResultsError(
+                f"clip {name!r} is {one.classes[label]!r} in {one.run}, and {one.classes[labels[name]]!r} in"
+                f" {other.run}: these are not the same clips; test both on the same shards"
+            )
     sources = (source_of(one, heads[0]), source_of(other, heads[1]))
     first_N, second_N = (
         (metrics.ranks(_matched(source, one), one.labels) == 0).astype(np.float64) for source in sources
@@ -134,6 +157,10 @@ def compare(one: Results, other: Results, heads: tuple[str, str] = ("", "")) -> 
         only=only,
         p=mcnemar(*only),
     )
+
+
+def _split_of(results: Results) -> str:
+    return f"{results.dataset} split {results.split}, {results.part}"
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

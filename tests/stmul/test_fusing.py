@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -153,6 +154,22 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_tests_on_other_clips_are_not_compared():
     with pytest.raises(ResultsError, match="2 and 3 clips, 2 of them the same"):
         compare(scored([[1, 0]] * 2), scored([[1, 0]] * 3))
+
+
+def test_tests_of_other_splits_or_of_clips_of_the_same_names_are_told_apart():
+    one = scored([[1, 0]] * 2)
+    for changes, words in (
+        ({"split": 2}, "own split 2, test"),
+        ({"part": "train"}, "own split 1, train"),
+        ({"dataset": "a"}, "a"),
+    ):
+        other = replace(one, run="b-001", **changes)
+        with pytest.raises(ResultsError, match=f"a-001 was tested on own split 1, test, b-001 on {words}"):
+            compare(one, other)
+        with pytest.raises(ResultsError, match=f"b-001, joint: scores of {words}.* fused clip by clip"):
+            fuse(one, [source_of(one), source_of(other)], [1, 1])
+    with pytest.raises(ResultsError, match=r"clip .v_x_g00_c00. is .run. in a-001, and .jump. in b-001"):
+        compare(one, replace(one, run="b-001", labels=np.array([1, 1], dtype=np.int32)))
 
 
 @pytest.fixture
