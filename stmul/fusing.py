@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs import nearest
-from shards.groups import group_of
 from stmul import metrics
-from stmul.results import Results, ResultsError
+from stmul.results import Results, ResultsError, groups_of
 
 Scale = Literal["deviation", "softmax", "none"]
 
@@ -171,12 +170,6 @@ def mcnemar(only_one: int, only_other: int) -> float:
     count = only_one + only_other
     tail: int = sum(comb(count, hits) for hits in range(min(only_one, only_other) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**count)))
-
-
-def groups_of(names: Sequence[str]) -> NDArray[np.int64]:
-    """Which recording each clip was cut from, (N,) numbers from 0, as its name tells; else its own."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(group_of(name) or name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def _matched(source: Source, base: Results) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ people and other tools, and reading it goes back to the scores.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,7 +15,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.writer import whole
+from shards.groups import group_of
+from shards.whole import whole
 from stmul import metrics
 from stmul.errors import StmulError
 
@@ -76,6 +77,11 @@ class Results:
         return next(name for name in (*MAIN, *self.head_names) if name in self.heads)
 
     @property
+    def groups(self) -> int:
+        """How many recordings the clips were cut from, as their names tell."""
+        return int(groups_of(self.names).max()) + 1
+
+    @property
     def places(self) -> int:
         """How many guesses "top-5" allows: fewer with fewer than five classes."""
         return min(5, len(self.classes))
@@ -115,35 +121,58 @@ class Measures(TypedDict):
     top1: float
     top5: float  # min(5, K) guesses
     mean_class: float
-    interval: tuple[float, float]  # Wilson, 95 %, of top1
+    interval: tuple[float, float]  # Wilson, 95 %, of top1, as if clips were drawn one by one
+    groups_interval: tuple[float, float]  # bootstrap, 95 %, of top1, over the recordings that clips were cut from
 
 
 def measures(results: Results, head: str) -> Measures:
     """The measures of one head."""
     scores_NK, labels_N = results.heads[head], results.labels
-    hits = int(np.count_nonzero(metrics.ranks(scores_NK, labels_N) == 0))
+    hits_N = metrics.ranks(scores_NK, labels_N) == 0
+    hits = int(np.count_nonzero(hits_N))
     return Measures(
         top1=hits / results.scored,
         top5=metrics.top(scores_NK, labels_N, results.places),
         mean_class=metrics.mean_class_accuracy(scores_NK, labels_N),
         interval=metrics.wilson_interval(hits, results.scored),
+        groups_interval=metrics.bootstrap(hits_N.astype(np.float64), groups_of(results.names)),
     )
+
+
+def groups_of(names: Sequence[str]) -> NDArray[np.int64]:
+    """Which recording each clip was cut from, (N,) numbers from 0, as its name tells; else its own."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(group_of(name) or name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def table_header(results: Results) -> tuple[str, ...]:
     """The column titles of `table`."""
-    return ("scores", "top-1", "95 % interval", f"top-{results.places}", "mean class")
+    intervals = ("by clips", "by groups") if results.groups < results.scored else ("95 % interval",)
+    return ("scores", "top-1", *intervals, f"top-{results.places}", "mean class")
 
 
 def table(results: Results) -> list[tuple[str, ...]]:
-    """One row of text for each head, for a terminal; percentages with one decimal."""
-    return [_row(head, measures(results, head)) for head in results.head_names]
+    """One row of text for each head, for a terminal; percentages with one decimal.
+
+    Where clips share recordings, an interval over these stands beside that over clips: it is the one to believe.
+    """
+    grouped = results.groups < results.scored
+    return [_row(head, measures(results, head), grouped) for head in results.head_names]
 
 
-def _row(head: str, found: Measures) -> tuple[str, ...]:
-    low, high = found["interval"]
-    interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return (head, _percent(found["top1"]), interval, _percent(found["top5"]), _percent(found["mean_class"]))
+def table_notes(results: Results) -> str:
+    """What the table leaves to be said: the accuracy of chance, and what its intervals are."""
+    chance = f"chance {100 / len(results.classes):.1f} %"
+    if results.groups == results.scored:
+        return chance
+    return f"{chance}; 95 % of top-1: Wilson's by clips, bootstrap by {results.groups} groups (recordings)"
+
+
+def _row(head: str, found: Measures, grouped: bool) -> tuple[str, ...]:
+    intervals = [found["interval"], found["groups_interval"]] if grouped else [found["interval"]]
+    dash = "\N{EN DASH}" if grouped else " to "
+    told = (f"{100 * low:.1f}{dash}{100 * high:.1f}" for low, high in intervals)
+    return (head, _percent(found["top1"]), *told, _percent(found["top5"]), _percent(found["mean_class"]))
 
 
 def _percent(part: float) -> str:

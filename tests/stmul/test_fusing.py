@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from stmul import metrics
 from stmul.__main__ import main
-from stmul.fusing import Source, compare, fuse, groups_of, mcnemar, read_table, source_of
-from stmul.results import Results, ResultsError, measures, read_results, write_results
+from stmul.fusing import Source, compare, fuse, mcnemar, read_table, source_of
+from stmul.results import Results, ResultsError, groups_of, measures, read_results, write_results
 from stmul.runs import Run
 
 CLASSES = ("run", "jump", "sit")

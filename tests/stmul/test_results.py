@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stmul.results import HEADS, Results, ResultsError, measures, read_results, table, table_header, write_results
+from stmul.results import (
+    HEADS,
+    Results,
+    ResultsError,
+    measures,
+    read_results,
+    table,
+    table_header,
+    table_notes,
+    write_results,
+)
 
 CLASSES = ("jump", "run", "Bücken & heben")
 
@@ -85,6 +95,23 @@ def test_the_table_has_a_row_for_each_head_in_the_order_of_the_heads():
     assert table_header(results) == ("scores", "top-1", "95 % interval", "top-3", "mean class")
     assert [row[0] for row in table(results)] == ["appearance alone", "motion", "joint"]
     assert table(results)[-1] == ("joint", "33.3 %", "6.1 to 79.2", "100.0 %", "33.3 %")
+
+
+def test_clips_cut_from_few_recordings_tell_less_than_as_many_of_their_own():
+    names = tuple(f"v_{i // 5:02d}_g{i // 5:02d}_c{i % 5:02d}" for i in range(40))
+    scores = np.zeros((40, 3), np.float32)
+    labels = np.repeat(np.array([0, 1] * 4, np.int32), 5)  # whole recordings are hit, or missed
+    shared = made(clips=40, heads={"joint": scores}, labels=labels, names=names)
+    low, high = measures(shared, "joint")["groups_interval"]
+    wilson_low, wilson_high = measures(shared, "joint")["interval"]
+    assert low < wilson_low < 0.5 < wilson_high < high
+    assert table_header(shared) == ("scores", "top-1", "by clips", "by groups", "top-3", "mean class")
+    assert table(shared) == [("joint", "50.0 %", "35.2–64.8", f"{100 * low:.1f}–{100 * high:.1f}", "100.0 %", "50.0 %")]
+    assert table_notes(shared).endswith("bootstrap by 8 groups (recordings)")
+    own = made(clips=40, heads={"joint": scores}, labels=labels)
+    assert (shared.groups, own.groups) == (8, 40)
+    assert table_header(own)[2] == "95 % interval"
+    assert table_notes(own) == "chance 33.3 %"
 
 
 @pytest.mark.parametrize(
