@@ -1,13 +1,15 @@
-"""How the network's arithmetic is done: in float32 or with bfloat16 in it, and by kernels compiled for it or not.
+"""How the network's arithmetic is done: in float32 or with 16 bits in it, compiled for it or not, the same each time.
 
-Neither changes what the network is: weights, their names, their gradients, the statistics of normalisation, scores and
-losses stay float32, and dropout is drawn alike.
+None of it changes what the network is: weights, their names, their gradients, the statistics of normalisation, scores
+and losses stay float32, and dropout is drawn alike.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from stmul.config import Config, Evaluate, Train
 from stmul.errors import NetworkError
 
+GROWTH = 2000  # steps in a row without one skipped, after which the loss scale is doubled
+LARGEST = 2.0**24
 NEEDED = {
     "cpu": "It takes a C++ compiler (Debian, Ubuntu: apt install g++ python3-dev)",
     "cuda": "It takes Triton (pip install triton) and a C compiler (Debian, Ubuntu: apt install gcc python3-dev)",
@@ -23,8 +27,52 @@ NEEDED = {
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which convolutions, and what lies between them, are done in `precision`, float32 or bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """A context in which convolutions, and what lies between them, are done in `precision`."""
+    kind = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "float32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossScale:
+    """By how much the loss is multiplied before its gradients are taken, so that float16 can hold the small ones.
+
+    A step whose gradients became too large to be held is skipped and halves it; many good ones in a row double it
+    (Micikevicius et al., ICLR 2018). A power of two: what comes out is rounded, but by float16's range.
+    """
+
+    scale: float = 2.0**16
+    good: int = 0  # steps since it last changed
+    skipped: int = 0  # steps in all
+
+    def after(self, updated: bool) -> LossScale:
+        """The one for the next step."""
+        if not updated:
+            return LossScale(scale=self.scale / 2, good=0, skipped=self.skipped + 1)
+        if self.good + 1 < GROWTH:
+            return LossScale(scale=self.scale, good=self.good + 1, skipped=self.skipped)
+        return LossScale(scale=min(2 * self.scale, LARGEST), good=0, skipped=self.skipped)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, only kernels that give the same bits each time are used; what has none is an error.
+
+    What a GPU computes then depends on nothing but its kind, and the versions of its libraries.
+    """
+    if not wanted:
+        yield
+        return
+    # Read when cuBLAS is first used: without it the order of its sums may differ from call to call.
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1], benchmark
 
 
 def averaged(map_BKTHW: Tensor, over: Sequence[int]) -> Tensor:

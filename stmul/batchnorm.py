@@ -134,6 +134,14 @@ def collected_moments(network: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
+def discard_moments(network: nn.Module) -> None:
+    """Starts a new step; what was collected in this one counts for nothing."""
+    for layer in layers(network):
+        for total in (layer.mean_sum, layer.sigma_sum, layer.group_count):
+            total.zero_()
+
+
+@torch.no_grad()
 def commit_moments(network: nn.Module, rate: float, collected: Tensor | None = None) -> None:
     """Moves the running moments by `rate` towards the average over all sub-batches collected, and starts a new step.
 
@@ -150,5 +158,4 @@ def commit_moments(network: nn.Module, rate: float, collected: Tensor | None = N
         share = rate * (count > 0).to(count)  # on the device: asking for the count would wait for it
         layer.running_mean.lerp_(mean / count.clamp(min=1.0), share)
         layer.running_sigma.lerp_(sigma / count.clamp(min=1.0), share)
-        for total in (layer.mean_sum, layer.sigma_sum, layer.group_count):
-            total.zero_()
+    discard_moments(network)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Checkpoint:
     sums: tuple[float, int, int]  # of the epoch under way: loss x clips, right answers, clips
     network: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
+    # Not in those of earlier versions:
+    heads: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # sums of each head: loss x clips, right
+    scale: tuple[float, int, int] | None = None  # of the loss in float16, good steps since it changed, steps skipped
+    best: tuple[int, float] | None = None  # the stage's best epoch so far on the clips held out, and its top-1
     schema: int = SCHEMA
 
 
@@ -40,7 +44,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes `path`, whole or absent. Raises ShardError where the disk is full or the folder cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
-    fields |= {"network": dict(checkpoint.network), "optimizer": dict(checkpoint.optimizer)}
+    fields |= {name: dict(getattr(checkpoint, name)) for name in ("network", "optimizer", "heads")}
     with whole(path) as file:
         try:
             torch.save(fields, file)

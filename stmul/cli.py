@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 @click.command()
 @settings_options
 @click.option("--fresh", is_flag=True, help="Begin anew even if a stopped run could go on.")
+@click.option("--deterministic", is_flag=True, help="The same bits each time on the same GPU; slower.")
 @click.option("--profile", "profiled", is_flag=True, help="Trace some steps of each stage; say where the time goes.")
 @known_errors
-def train(cfg: str | None, fresh: bool, profiled: bool, **options: Any) -> None:
+def train(cfg: str | None, fresh: bool, deterministic: bool, profiled: bool, **options: Any) -> None:
     """Train on shards, stage by stage; a stopped training goes on where it was.
 
     \b
@@ -46,7 +47,7 @@ def train(cfg: str | None, fresh: bool, profiled: bool, **options: Any) -> None:
     from configs import load
     from stmul.config import Config, own_configuration
 
-    changes = gathered(**options)
+    changes = [*gathered(**options), *(["train.deterministic=true"] if deterministic else [])]
     config = load(Config, cfg, changes)
     with opened(config) as split:
         manifest = split.manifest

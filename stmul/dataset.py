@@ -250,7 +250,7 @@ class TrainingClips(_Clips):
             with training_stream(split, self.config, self.stage, pinned=False) as stream:
                 begin = replace(stream.state(), position=0)
             self._counting = Counting(begin=begin, stage=self.stage, world=self.ranks()[1])
-            self._records = len(split.index("train"))
+            self._records = stream.order.count
         if self._saved is not None:
             info, mine = get_worker_info(), self._saved.get("worker")
             if mine is not None and mine != [*self._worker()]:

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from stmul.results import Results, table, table_header
-from stmul.train import Progress as Step
-from stmul.train import Watch
+from stmul.meter import Progress as Step
+from stmul.meter import Watch
+from stmul.results import Results, table, table_header, table_notes
 
 
 class Measured(ProgressColumn):
@@ -92,10 +92,9 @@ def pace(done: int, total: int, seconds: float, what: str) -> str:
 
 def results_table(results: Results) -> Table:
     """The headline table: each head with top-1 and its interval, top-5, mean class."""
-    chance = 100 / len(results.classes)
     shown = Table(
         title=f"{results.dataset} split {results.split}, {results.part}: {results.scored} of {results.expected} clips",
-        caption=f"chance {chance:.1f} %",
+        caption=table_notes(results),
         title_justify="left",
         caption_justify="left",
     )

@@ -27,5 +27,17 @@ class TrainingError(StmulError):
     """A training that cannot go on."""
 
 
+class DivergedError(TrainingError):
+    """A loss or a gradient that is no finite number."""
+
+
+class HalfUpdatedError(TrainingError):
+    """An update that ended in its midst: the weights are those of no step."""
+
+
 class EvaluationError(StmulError):
     """Clips that cannot be scored, or scores that cannot be right."""
+
+
+class ExportError(StmulError):
+    """A network that cannot be handed to other programs."""

@@ -29,6 +29,7 @@ from stmul.augment import View, crop_view, see_flow, see_rgb, whole_view
 from stmul.clips import Instants
 from stmul.config import FLOW_MEAN, Config, Data, Recipe
 from stmul.decode import Decoded, Encoded, Loaded, Placed, decode
+from stmul.hold_out import divided
 
 Out = TypeVar("Out")
 
@@ -85,6 +86,7 @@ def training_stream(
     """The endless training clips of `stage`, one sub-batch after the other, decoded unless a GPU is to do that.
 
     Both streams get T instants a drawn stride apart; a stream alone gets one instant (method of the released code).
+    Clips that `train.hold_out` holds out are none of them.
     With `skip` damaged clips are told to it and left out; otherwise they raise CorruptRecordError.
     """
     then = loader(config.data, pinned=pinned)
@@ -132,8 +134,11 @@ def _stream(
 ) -> TrainingStream[Instants, Out]:
     data, seed = config.data, config.train.seed
     batch, sub_batch = config.train.batches(stage)
-    index = split.index("train")
-    order = Order(count=len(index), seed=seed, kind=data.order, window=data.window, shard_of=index.shard_of())
+    index, (records, _) = split.index("train"), divided(split, config.train)
+    count, shard_of = len(index), index.shard_of()
+    if records is not None:
+        count, shard_of = len(records), shard_of[records]
+    order = Order(count=count, seed=seed, kind=data.order, window=data.window, shard_of=shard_of, records=records)
     reading = reading_of(split, "train", data, clips=sub_batch, instants=data.frames if stage == "joint" else 1)
 
     def choose(position: int, n: int) -> Instants:

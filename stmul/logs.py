@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from shards.provenance import leaves
 from stmul.runs import Run
 
 
@@ -26,13 +27,19 @@ def run_log(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         def log(row: dict[str, Any]) -> None:
             if (row["stage"], row["epoch"]) not in drawn:
-                for name, value in row.items():
-                    if isinstance(value, float):
-                        writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
+                for name, value in _numbers(row):
+                    writer.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
                 writer.flush()  # first, since what the log holds counts as drawn
             run.log(row)
 
         yield log
+
+
+def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What of a row is measured, each with a name: loss, losses/motion, validation/accuracy, ..."""
+    for name, value in leaves(row):
+        if isinstance(value, float) or name == "skipped":
+            yield name.replace(".", "/"), value
 
 
 @contextmanager

@@ -32,6 +32,17 @@ def groups_at_once(network: nn.Module, config: Config, stage: str, device: torch
     return divisor(most, int(SHARE * total / saved_bytes(network, config, stage, device)))
 
 
+def watch_peak(device: torch.device) -> None:
+    """Begins to watch how much of a GPU's memory is taken."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """GiB of a GPU's memory that tensors took at most since `watch_peak`; 0.0 for the CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
 def divisor(most: int, limit: int) -> int:
     """The largest divisor of `most` that is at most `limit`, at least 1."""
     return max(part for part in range(1, most + 1) if most % part == 0 and part <= max(1, limit))

@@ -14,20 +14,22 @@ from configs import SettingsError
 from shards.split import Split
 from shards.stream import cores
 from stmul.agreement import must_agree
-from stmul.arithmetic import as_possible
+from stmul.arithmetic import as_possible, deterministic
 from stmul.bases import STREAMS
 from stmul.checkpoint import load, restore
 from stmul.config import BEST, Config, Experiment
 from stmul.distributed import ALONE, Ranks
+from stmul.environment import environment
 from stmul.errors import RunError, TrainingError
 from stmul.evaluate import Networks
+from stmul.meter import Watch
 from stmul.network import TwoStream, join, single
 from stmul.profiling import Profile, unmeasured, watched
 from stmul.resnet import Stream
 from stmul.runs import STAGES, About, Run, checkpoint_path, new_run, unfinished
 from stmul.snapshot import Origin
 from stmul.start import Start, find_start, load_joint, settled
-from stmul.train import Watch, train_stage
+from stmul.train import train_stage
 from stmul.weights import fitted
 
 State = Mapping[str, Tensor]
@@ -155,34 +157,39 @@ def train_stages(
     `profiled` writes a trace of some steps of each stage into the run's folder, and says where their time goes.
     """
     config = with_threads(as_possible(config, "train", device, say), ranks)
+    if ranks.first:
+        run.note_environment(environment())
     states = dict(start.states)
     classes = len(split.manifest.classes)
-    for stage in start.stages:
-        network = _begun(stage, states, config, classes, say).to(device)
-        if (dropout := getattr(config.train, stage).dropout) is not None:
-            for layer in (module for module in network.modules() if isinstance(module, nn.Dropout)):
-                layer.p = dropout
-        if device.type == "cuda":
-            network.to(memory_format=torch.channels_last)
-        profile = Profile(run.folder / f"profile-{stage}.json.gz", device, say) if profiled and ranks.first else None
-        done = train_stage(
-            stage,
-            network,
-            config,
-            split,
-            run,
-            device=device,
-            watch=watch if profile is None else watched(watch, profile),
-            log=log,
-            stop=stop,
-            ranks=ranks,
-            section=profile.section if profile is not None else unmeasured,
-        )
-        if profile is not None:
-            profile.finish()
-        if not done:
-            return False
-        states[stage] = {name: value.cpu() for name, value in network.state_dict().items()}
+    with deterministic(config.train.deterministic):
+        for stage in start.stages:
+            network = _begun(stage, states, config, classes, say).to(device)
+            if (dropout := getattr(config.train, stage).dropout) is not None:
+                for layer in (module for module in network.modules() if isinstance(module, nn.Dropout)):
+                    layer.p = dropout
+            if device.type == "cuda":
+                network.to(memory_format=torch.channels_last)
+            profile = (
+                Profile(run.folder / f"profile-{stage}.json.gz", device, say) if profiled and ranks.first else None
+            )
+            done = train_stage(
+                stage,
+                network,
+                config,
+                split,
+                run,
+                device=device,
+                watch=watch if profile is None else watched(watch, profile),
+                log=log,
+                stop=stop,
+                ranks=ranks,
+                section=profile.section if profile is not None else unmeasured,
+            )
+            if profile is not None:
+                profile.finish()
+            if not done:
+                return False
+            states[stage] = {name: value.cpu() for name, value in network.state_dict().items()}
     if ranks.first:
         run.describe(replace(run.about(), done=True), config)
     return True

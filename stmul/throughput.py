@@ -66,8 +66,8 @@ def training_work(split: Split, config: Config, stage: str, *, device: torch.dev
     stream = batch_stream(split, config, stage, device=device)
     frames, size = split.index("train").frames(), stream.sub_batch
     wanted = []
-    for start in range(0, len(frames), size):
-        records = [(p, stream.order.record(p)) for p in range(start, min(start + size, len(frames)))]
+    for start in range(0, stream.order.count, size):
+        records = [(p, stream.order.record(p)) for p in range(start, min(start + size, stream.order.count))]
         wanted.append([(p, record, stream.choose(p, int(frames[record]))) for p, record in records])
     recipe, data = getattr(config.train, stage), config.data
     reading = reading_of(split, "train", data, clips=size, instants=data.frames if stage == "joint" else 1)

@@ -2,37 +2,44 @@
 
 One update sees a global batch, in sub-batches: each is normalised by its own statistics (as in the original, where a
 GPU held 4 clips), gradients are summed over them, and the running moments move once (st-resnet `cnn_train_dag.m`).
+
+What ranks tell each other they tell before a step's update, and the update is each one's own: so whatever ends a step
+from outside ends it before anything has changed.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from configs import dump
 from shards.draws import key_of
-from shards.order import State, steps_for
+from shards.order import steps_for
 from shards.split import Split
-from stmul.arithmetic import autocast, averaged, compile_forward, compiling
-from stmul.batchnorm import collected_moments, commit_moments, sub_batches
-from stmul.checkpoint import Checkpoint, restore, resume_from, save
+from stmul.arithmetic import LossScale, autocast, averaged, compile_forward, compiling
+from stmul.bases import STREAMS
+from stmul.batchnorm import collected_moments, commit_moments, discard_moments, sub_batches
 from stmul.config import Config
 from stmul.damage import Damaged
 from stmul.distributed import ALONE, Ranks, together, within
-from stmul.errors import TrainingError
+from stmul.errors import DivergedError, HalfUpdatedError, TrainingError
+from stmul.hold_out import divided
 from stmul.loading import Batch, batch_stream, merged
-from stmul.memory import groups_at_once
+from stmul.memory import groups_at_once, peak_gib, watch_peak
+from stmul.meter import Meter, Seen, Watch
 from stmul.network import TwoStream
+from stmul.place import Keeper, resumed
 from stmul.profiling import Section, unmeasured
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
+from stmul.validation import validated
 
 T = TypeVar("T")
 
@@ -56,17 +63,20 @@ def step(
     moments_rate: float,
     clip_norm: float,
     precision: str = "float32",
+    scale: LossScale | None = None,
+    stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
     section: Section = unmeasured,
-) -> tuple[Tensor, Tensor, int]:
-    """One update from the sub-batches of `clips` clips: the summed loss and right answers before it, of how many clips.
+) -> Seen:
+    """One update from the sub-batches of `clips` clips; what it saw of them before it, on all ranks together.
 
     The loss of a clip is the sum over heads of the cross-entropy. Dropout is a function of (seed, position). A clip
     that is not valid has weight 0: `clips` counts it, and nothing else does. Of several ranks each has sub-batches of
-    its own; the update is that of all, what is returned is of this one's.
+    its own; the update is that of all. With `scale` a step whose gradients are not finite changes nothing. Raises
+    DivergedError where that is so without it, or the loss is not finite; HalfUpdatedError from what ends the update.
     """
     optimizer.zero_grad(set_to_none=True)
-    losses, right, valid = [], [], 0
+    losses, right, losses_H, right_H, valid = [], [], [], [], 0
     for batch, last in _with_last(batches):
         torch.manual_seed(key_of(seed, "dropout", batch.positions[0]))
         with ranks.summing(network, last):
@@ -77,61 +87,60 @@ def step(
                 if not all(batch.valid):
                     kept = torch.tensor(batch.valid, device=labels_B.device).nonzero().squeeze(1)
                     heads, labels_B = tuple(head_BK[kept] for head_BK in heads), labels_B[kept]
-                loss = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads]).sum()
+                loss_H = torch.stack([cross_entropy(head_BK, labels_B, reduction="sum") for head_BK in heads])
+                loss = loss_H.sum()
             with section("backward"):
-                (loss / clips * ranks.world).backward()  # type: ignore[no-untyped-call]
+                share = loss / clips * ranks.world
+                (share if scale is None else share * scale.scale).backward()  # type: ignore[no-untyped-call]
+        heads_HBK = torch.stack(heads).detach()
         losses.append(loss.detach())
+        losses_H.append(loss_H.detach())
+        right.append((heads_HBK.mean(0).argmax(1) == labels_B).sum())
+        right_H.append((heads_HBK.argmax(2) == labels_B).sum(1))
         valid += len(labels_B)
-        right.append((torch.stack(heads).mean(0).argmax(1) == labels_B).sum())
     with section("optimiser"):
-        if clip_norm:
-            nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-        optimizer.step()
-        commit_moments(network, moments_rate, ranks.summed(collected_moments(network)))
-    return torch.stack(losses).sum(), torch.stack(right).sum(), valid
+        whole = _gradients_are_finite(network, scale)
+        moments = ranks.summed(collected_moments(network))
+        sums = (torch.stack(losses).sum(), torch.stack(right).sum(), whole, sum(losses_H), sum(right_H))
+        mine = [*torch.cat([torch.as_tensor(one).double().flatten() for one in sums]).tolist(), valid, stop()]
+        seen = _seen(ranks.summed(torch.tensor(mine, dtype=torch.float64)).tolist(), ranks.world)
+        if not math.isfinite(seen.loss):
+            raise DivergedError(f"the loss is {seen.loss}")
+        if not seen.updated and (scale is None or scale.scale < 1):
+            raise DivergedError("a gradient is not finite")
+        if not seen.updated:
+            discard_moments(network)
+            return seen
+        try:
+            if clip_norm:
+                nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+            optimizer.step()
+            commit_moments(network, moments_rate, moments)
+        except Exception as error:
+            raise HalfUpdatedError("ended in the midst of an update") from error
+    return seen
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """What a display may show after each step."""
-
-    stage: str
-    step: int  # done
-    steps: int
-    epoch: float
-    loss: float  # mean of the epoch so far
-    accuracy: float  # top-1 of the training clips seen in the epoch
-    clips_per_second: float
-    data_wait: float  # part of the time spent waiting for clips
+def _gradients_are_finite(network: nn.Module, scale: LossScale | None) -> Tensor:
+    """Whether all gradients are finite, on their device; what the loss was multiplied by is taken off them."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    if scale is not None:
+        torch._foreach_mul_(gradients, 1.0 / scale.scale)
+    return nn.utils.get_total_norm(gradients, math.inf).isfinite()  # the largest: a sum could exceed float32
 
 
-Watch = Callable[[Progress], None]
-
-
-@dataclass(slots=True)
-class Meter:
-    """Sums over the epoch under way."""
-
-    loss: float = 0.0
-    right: int = 0
-    clips: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    timed: int = 0  # clips since the stage was begun or continued
-
-    def row(self, stage: str, epoch: int, step: int, learning_rate: float) -> dict[str, Any]:
-        """A line of the log; `seconds` and what follows are of this session's part of the epoch."""
-        return {
-            "stage": stage,
-            "epoch": epoch,
-            "step": step,
-            "loss": self.loss / max(1, self.clips),
-            "accuracy": self.right / max(1, self.clips),
-            "lr": learning_rate,
-            "clips_per_second": self.timed / max(self.seconds, 1e-9),
-            "data_wait": self.waited / max(self.seconds, 1e-9),
-            "seconds": self.seconds,
-        }
+def _seen(total: list[float], world: int) -> Seen:
+    loss, right, whole, *of_heads, valid, stops = total
+    half = len(of_heads) // 2
+    return Seen(
+        loss=loss,
+        right=int(right),
+        valid=int(valid),
+        losses=tuple(of_heads[:half]),
+        rights=tuple(map(int, of_heads[half:])),
+        stops=bool(stops),
+        updated=whole == world,
+    )
 
 
 def train_stage(
@@ -150,70 +159,86 @@ def train_stage(
 ) -> bool:
     """Trains `network` in place to the end of `stage`, from the stage's newest checkpoint if there is one.
 
-    Writes one after each epoch, and every `train.save_minutes` within it; of several ranks the first does. Returns
-    False where `stop()` asked one of them to end early; a checkpoint of that step has then been written.
+    Writes one after each epoch, every `train.save_minutes` within it, and before what ends it in the midst of a step;
+    of several ranks the first does. Returns False where `stop()` asked one of them to end early; a checkpoint of that
+    step has then been written.
     """
-    recipe, (batch, sub_batch) = getattr(config.train, stage), config.train.batches(stage)
+    settings, recipe, (batch, sub_batch) = config.train, getattr(config.train, stage), config.train.batches(stage)
     if batch // sub_batch < ranks.world:
         raise TrainingError(
             f"stage {stage}: a batch of {batch} clips is {batch // sub_batch} sub-batches of {sub_batch}, too few for"
             f" {ranks.world} processes. Start fewer, or take larger batches (--set train.batch=...)"
         )
-    count = len(split.index("train"))
+    held = divided(split, settings)[1]
+    count = len(split.index("train")) - len(held)
     steps = steps_for(recipe.epochs, count=count, batch=batch)
-    optimizer = SGD(
-        parameter_groups(network, config.train.weight_decay), lr=recipe.rates[0], momentum=config.train.momentum
-    )
-    with autocast(device, config.train.precision):
-        groups = groups_at_once(network, config, stage, device)
-    if config.train.compile:
+    optimizer = SGD(parameter_groups(network, settings.weight_decay), lr=recipe.rates[0], momentum=settings.momentum)
+    keeper = Keeper(stage, run, config, split, network, optimizer, ranks=ranks, steps=steps)
+    with keeper.telling("before the first step"), autocast(device, settings.precision):
+        keeper.groups = groups_at_once(network, config, stage, device)
+    if settings.compile:
         compile_forward(network)
-    begun, state, meter = _resume(stage, network, optimizer, run, ranks)
+    heads = STREAMS if isinstance(network, TwoStream) else (stage,)
+    place, start = resumed(keeper, heads)
     parallel = ranks.parallel(network.train())
-    saved, minutes = time.monotonic(), config.train.save_minutes
     skip = Damaged(run.folder, config.data.damage_limit) if config.data.damage == "skip" else None
+
+    def epoch_of(done: int) -> int:
+        return min(int(recipe.epochs), done * batch // count)
+
+    def ends(done: int) -> bool:
+        return epoch_of(done) > epoch_of(done - 1) or done == steps
+
+    pending = place.meter.clips > 0 and ends(place.step)  # an epoch that failed when it was to be validated
+    keeper.at = time.monotonic()
+    watch_peak(device)
     with batch_stream(
-        split, config, stage, device=device, start=state, skip=skip, rank=ranks.rank, world=ranks.world
+        split, config, stage, device=device, start=start, skip=skip, rank=ranks.rank, world=ranks.world
     ) as stream:
-        for number in range(begun, steps):
-            learning_rate = rate(number, steps, recipe)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["scale"]
-            begin = time.perf_counter()
-            waits: list[float] = []
-            batches = made(timed(stream.step(), waits, section), section)
-            with compiling("train.compile"), together(ranks):
-                loss, right, valid = step(
-                    parallel,
-                    merged(batches, groups),
-                    optimizer,
-                    clips=batch,
-                    seed=key_of(config.train.seed, stage),
-                    moments_rate=config.train.moments_rate,
-                    clip_norm=config.train.clip_norm,
-                    precision=config.train.precision,
-                    ranks=ranks,
-                    section=section,
-                )
-            mine = torch.tensor([float(loss), float(right), valid, stop()], dtype=torch.float64)
-            summed, correct, counted, stops = ranks.summed(mine).tolist()
-            meter = _counted(meter, summed, int(correct), int(counted), time.perf_counter() - begin, sum(waits))
-            _must_be_finite(meter, stage, number, run)
-            epoch = min(recipe.epochs, (number + 1) * batch // count)
-            ended = epoch > min(recipe.epochs, number * batch // count) or number + 1 == steps
-            stopping = bool(stops) and number + 1 < steps
-            row = meter.row(stage, epoch, number + 1, learning_rate)
-            watch(_progress(row, stage, number + 1, steps, (number + 1) * batch / count))
+        while pending or place.step < steps:
+            stopping = False
+            if not pending:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(place.step, steps, recipe) * group["scale"]
+                begin, waits = time.perf_counter(), list[float]()
+                batches = made(timed(stream.step(), waits, section), section)
+                with (
+                    keeper.rescuing(place, stream.state(), epoch_of(place.step)),
+                    compiling("train.compile"),
+                    together(ranks),
+                ):
+                    seen = step(
+                        parallel,
+                        merged(batches, keeper.groups),
+                        optimizer,
+                        clips=batch,
+                        seed=key_of(settings.seed, stage),
+                        moments_rate=settings.moments_rate,
+                        clip_norm=settings.clip_norm,
+                        precision=settings.precision,
+                        scale=place.scale,
+                        stop=stop,
+                        ranks=ranks,
+                        section=section,
+                    )
+                place = place.after(seen, time.perf_counter() - begin, sum(waits))
+                stopping = seen.stops and place.step < steps
+            pending, epoch, ended, validation = False, epoch_of(place.step), ends(place.step), None
+            if ended and len(held) and (epoch % settings.validate_every == 0 or place.step == steps):
+                with keeper.rescuing(place, stream.state(), epoch, f"validating after epoch {epoch}"), together(ranks):
+                    validation = validated(network, split, config, stage, held, device=device, skip=skip, ranks=ranks)
+            row = place.row(stage, epoch, rate(place.step - 1, steps, recipe), peak_gib(device), validation)
+            watch(place.meter.progress(row, steps=steps, epoch=place.step * batch / count))
             if ended:
                 log(row)
-                meter = Meter()
-            if ranks.first and (ended or stopping or (minutes and time.monotonic() - saved >= 60 * minutes)):
-                path = run.epoch(stage, epoch) if ended else run.mid_epoch(stage)
-                place = _Place(stage, epoch, number + 1, stream.state(), meter)
-                save(path, _checkpoint(place, config, split, network, optimizer))
-                if ended:
-                    run.tidy(stage, config.train.keep)
-                saved = time.monotonic()
+                place = replace(place, meter=Meter(heads=heads))
+                if validation is not None and (place.best is None or validation["accuracy"] > place.best[1]):
+                    place = replace(place, best=(epoch, validation["accuracy"]))
+                    keeper.keep(place, stream.state(), epoch, run.best(stage))
+            if ended or stopping or keeper.due:
+                keeper.keep(place, stream.state(), epoch, run.epoch(stage, epoch) if ended else run.mid_epoch(stage))
+                if ended and ranks.first:
+                    run.tidy(stage, settings.keep)
             if stopping:
                 return False
     return True
@@ -247,74 +272,3 @@ def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
             yield item, False
             item = following
         yield item, True
-
-
-def _resume(stage: str, network: nn.Module, optimizer: SGD, run: Run, ranks: Ranks) -> tuple[int, State | None, Meter]:
-    """Where the stage's newest checkpoint was written; the first rank reads it, and the others get what it holds."""
-    found = resume_from(run, stage) if ranks.first else None
-    if found is not None:
-        path, checkpoint = found
-        restore(network, checkpoint.network, path)
-        optimizer.load_state_dict(dict(checkpoint.optimizer))
-    place = ranks.told([found[1].step, found[1].loader, *found[1].sums] if found else None)
-    if place is None:
-        return 0, None, Meter()
-    ranks.same([*network.state_dict().values(), *momenta(optimizer)])
-    step, loader, loss, right, clips = place
-    return step, State.from_json(loader), Meter(loss=loss, right=right, clips=clips)
-
-
-def momenta(optimizer: SGD) -> list[Tensor]:
-    """The momentum of each weight, zeros where there has been none yet."""
-    groups = [group for group in optimizer.param_groups if group["momentum"]]
-    weights = [weight for group in groups for weight in group["params"]]
-    return [optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight)) for weight in weights]
-
-
-def _counted(meter: Meter, loss: float, right: int, clips: int, seconds: float, waited: float) -> Meter:
-    return Meter(
-        loss=meter.loss + loss,
-        right=meter.right + right,
-        clips=meter.clips + clips,
-        seconds=meter.seconds + seconds,
-        waited=meter.waited + waited,
-        timed=meter.timed + clips,
-    )
-
-
-def _must_be_finite(meter: Meter, stage: str, number: int, run: Run) -> None:
-    if meter.loss != meter.loss or meter.loss in (float("inf"), float("-inf")):
-        raise TrainingError(
-            f"{run.folder}: the loss of stage {stage} is {meter.loss} at step {number + 1}."
-            f" Lower the rate (--set train.{stage}.rates=[...]) or bound the gradient (--set train.clip_norm=10);"
-            f" the checkpoints before it are whole"
-        )
-
-
-def _progress(row: dict[str, Any], stage: str, done: int, steps: int, epoch: float) -> Progress:
-    kept = {name: row[name] for name in ("loss", "accuracy", "clips_per_second", "data_wait")}
-    return Progress(stage=stage, step=done, steps=steps, epoch=epoch, **kept)
-
-
-class _Place(NamedTuple):
-    stage: str
-    epoch: int
-    step: int
-    state: State
-    meter: Meter
-
-
-def _checkpoint(place: _Place, config: Config, split: Split, network: nn.Module, optimizer: SGD) -> Checkpoint:
-    return Checkpoint(
-        stage=place.stage,
-        epoch=place.epoch,
-        step=place.step,
-        config=dump(config),
-        dataset=split.manifest.dataset,
-        split=split.manifest.split,
-        classes=list(split.manifest.classes),
-        loader=place.state.to_json(),
-        sums=(place.meter.loss, place.meter.right, place.meter.clips),
-        network=network.state_dict(),
-        optimizer=optimizer.state_dict(),
-    )

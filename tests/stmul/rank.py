@@ -58,7 +58,7 @@ def main(shards: str, experiment: str, out: Path, steps: int, changes: list[str]
                 device=torch.device("cpu"),
                 watch=rows.append,
                 log=log,
-                stop=lambda: ranks.rank == ranks.world - 1 and done >= steps,  # only one of them is asked
+                stop=lambda: ranks.rank == ranks.world - 1 and done + 1 >= steps,  # only one of them is asked
                 say=lambda text: None,
                 ranks=ranks,
             )

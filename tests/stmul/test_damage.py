@@ -143,7 +143,7 @@ def test_a_clip_left_out_counts_for_nothing_in_a_step(small, split):
         copied = copy.deepcopy(network)
         optimizer = SGD(parameter_groups(copied, 5e-4), lr=0.1)
         settings = {"clips": 4, "seed": 1, "moments_rate": 0.1, "clip_norm": 0.0}
-        loss, right, count = step(copied, [batch], optimizer, **settings)
+        loss, right, count, *_ = step(copied, [batch], optimizer, **settings)
         assert count == 1
         results.append((float(loss), int(right), copied.state_dict()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-9)
@@ -159,7 +159,7 @@ def test_a_sub_batch_of_damaged_clips_alone_changes_nothing_but_by_momentum_and_
     before = copy.deepcopy(network.state_dict())
     optimizer = SGD(parameter_groups(network, 0.0), lr=0.1)
     settings = {"clips": 4, "seed": 1, "moments_rate": 0.1, "clip_norm": 0.0}
-    loss, right, count = step(network, [replace(one, valid=(False, False))], optimizer, **settings)
+    loss, right, count, *_ = step(network, [replace(one, valid=(False, False))], optimizer, **settings)
     assert (float(loss), int(right), count) == (0.0, 0, 0)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -27,6 +27,7 @@ from stmul.batchnorm import BatchNorm2d
 from stmul.config import Config, Network, Recipe, StreamNetwork
 from stmul.loading import Batch, merged
 from stmul.network import TwoStream
+from stmul.meter import Seen
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
 from stmul.stages import build
@@ -305,9 +306,7 @@ def test_a_stage_takes_its_steps_at_the_rates_and_with_the_settings_of_its_recip
     kind_of = {id(one): kinds(network)[name] for name, one in network.named_parameters()}
     taken = []
 
-    def noted(
-        network: nn.Module, batches: Iterable[Batch], optimizer: SGD, **settings: Any
-    ) -> tuple[Tensor, Tensor, int]:
+    def noted(network: nn.Module, batches: Iterable[Batch], optimizer: SGD, **settings: Any) -> Seen:
         rules = {
             (kind_of[id(one)], group["lr"], group["weight_decay"], group["momentum"])
             for group in optimizer.param_groups
@@ -315,7 +314,7 @@ def test_a_stage_takes_its_steps_at_the_rates_and_with_the_settings_of_its_recip
         }
         plain = all(group["dampening"] == 0 and not group["nesterov"] for group in optimizer.param_groups)
         taken.append((rules, plain, [len(one.labels_B) // one.groups for one in batches], settings))
-        return torch.tensor(0.0), torch.tensor(0), 4
+        return Seen(loss=0.0, right=0, valid=4)
 
     monkeypatch.setattr(stmul.train, "step", noted)
     stmul.train.train_stage(
