@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("stmul.cli:train", "Train the network on shards, stage by stage."),
     "test": ("stmul.cli:test", "Score a trained network on the test clips."),
     "predict": ("stmul.predict_cli:predict", "Say what is done in videos, by a trained network."),
+    "export": ("stmul.export_cli:export", "Write a trained network as ONNX, or for torch.export, checked."),
     "fuse": ("stmul.scores_cli:fuse", "Fuse the scores of several tests, or of other methods."),
     "compare": ("stmul.scores_cli:compare", "Compare two tests clip by clip, and say whether the difference is real."),
     "report": ("stmul.cli:report", "Write a run's report: one HTML page."),

@@ -1,6 +1,6 @@
 """What it takes to predict a long video with networks of full size: seconds, and the most memory of the process.
 
-    python -m tests.bench.prediction --data FOLDER [--seconds 60] [--flow tvl1] [--alone] [--out FOLDER]
+    python -m tests.bench.prediction --data FOLDER [--seconds 60] [--flow tvl1] [--alone] [--out FOLDER] [--step 10 ...]
 
 The videos below FOLDER are shown one after the other in one of 320 x 240 pixels and 25 frames a second; a run of
 configuration `ucf101` is made up, drawn at random: ResNet-50 twice, 101 classes, checkpoints with an optimiser's state.
@@ -131,7 +131,7 @@ def main() -> None:
         video, out = folder / "long.avi", asked.out or folder / "out"
         film(video, videos, asked.seconds)
         run = made_up(folder / "experiment", asked.flow, asked.alone)
-        seconds, gib, said = measured(run, video, own or ["--out", str(out)])
+        seconds, gib, said = measured(run, video, [*own, "--out", str(out)])
     print(said.strip())
     networks = "joint and both streams alone" if asked.alone else "joint"
     shown = f"{asked.seconds:g} s of {SIZE[0]} x {SIZE[1]}"
