@@ -116,7 +116,10 @@ def _shown(chosen: Instants) -> list[int]:
 
 def _times(clip: Clip[Instants], frames: Sequence[int]) -> list[str]:
     one, other = clip.row.fps
-    return [f"{frame * other / one:.1f} s" if one and other else f"frame {frame}" for frame in frames]
+    if not one or not other:
+        return [f"frame {frame}" for frame in frames]
+    told = [[f"{frame * other / one:.{places}f} s" for frame in frames] for places in (1, 2)]
+    return told[0] if len(set(told[0])) == len(frames) else told[1]
 
 
 def _frames(seen: _Seen) -> list[Picture]:
@@ -136,7 +139,7 @@ def _flows(seen: _Seen) -> list[NDArray[np.float32]]:
 
 
 def _flow_title(limit: float) -> str:
-    return f"Flow, full colour at {limit:g} pixels a frame"
+    return f"Flow, full colour at {limit:g} pixel{'s' if limit != 1 else ''} a frame"
 
 
 def _maps(

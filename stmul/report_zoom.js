@@ -56,8 +56,8 @@
       const text = document.createElementNS("http://www.w3.org/2000/svg", "text");
       text.textContent = Math.round((100 * clips) / total);
       text.setAttribute("x", (column + 0.5) * sheet.cell);
-      text.setAttribute("y", (row + 0.64) * sheet.cell);
-      text.setAttribute("font-size", 0.4 * sheet.cell);
+      text.setAttribute("y", (row + 0.6) * sheet.cell);
+      text.setAttribute("font-size", 0.3 * sheet.cell);
       text.setAttribute("text-anchor", "middle");
       text.setAttribute("class", clips / total > 0.36 ? "number light" : "number");
       one.append(text);

@@ -40,10 +40,22 @@ def report_of_run(run: Run, results: Results, split: Split, config: Config, devi
         history=[history_row(row) for row in run.history()],
         config_yaml=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         films=films(split, results.part, asked, networks, config, device),
-        run={"shards": split.location, "digest": about.digest, "started from": about.start, **environment()},
+        run={
+            "shards": split.location,
+            "digest of the training clips": about.digest,
+            "started from": about.start,
+            **_where(run.environment(), environment()),
+        },
         unseen=unseen,
     )
     return path
+
+
+def _where(trained: Mapping[str, str], here: Mapping[str, str]) -> dict[str, str]:
+    """Where a run was trained, as it noted; and what is otherwise where its page is written."""
+    if not trained:
+        return {f"{name}, for this page": words for name, words in here.items()}
+    return {**trained, **{f"{name}, for this page": here[name] for name in here if here[name] != trained.get(name)}}
 
 
 def history_row(row: Mapping[str, Any]) -> HistoryRow:

@@ -51,30 +51,30 @@ def activations(network, shown):
     return {"appearance": a.relu().double().numpy(), "motion": m.relu().double().numpy()}
 
 
-def score(active_TChw, weight_KC, *, window, pool, label):
-    """The class's score from the last activations, without its bias: maximum over time, means, product. Plain numpy."""
+def scores(active_TChw, weight_KC, *, window, pool):
+    """The classes' scores from the last activations, without biases: maximum over time, means, product. Plain numpy."""
     instants, _, height, width = active_TChw.shape
     values = []
     for t in range(instants - window + 1):
         highest_Chw = active_TChw[t : t + window].max(axis=0)
         for i in range(height - pool + 1):
             for j in range(width - pool + 1):
-                values.append(weight_KC[label] @ highest_Chw[:, i : i + pool, j : j + pool].mean(axis=(1, 2)))
-    return np.mean(values)
+                values.append(highest_Chw[:, i : i + pool, j : j + pool].mean(axis=(1, 2)))
+    return weight_KC @ np.mean(values, axis=0)
 
 
-def by_differences(active_TChw, weight_KC, *, window, pool, label, small=1e-5):
-    """The definition, its slopes taken from differences of scores."""
-    slopes = np.zeros_like(active_TChw)
+def by_differences(active_TChw, weight_KC, *, window, pool, small=1e-5):
+    """The definition for each class, its slopes taken from differences of scores: (K, T, h, w)."""
+    slopes_K = np.zeros((len(weight_KC), *active_TChw.shape))
     for place in np.ndindex(active_TChw.shape):
         ends = []
         for sign in (1, -1):
             moved = active_TChw.copy()
             moved[place] += sign * small
-            ends.append(score(moved, weight_KC, window=window, pool=pool, label=label))
-        slopes[place] = (ends[0] - ends[1]) / (2 * small)
-    weight_C = slopes.mean(axis=(0, 2, 3))
-    return np.maximum(np.einsum("c,tchw->thw", weight_C, active_TChw), 0)
+            ends.append(scores(moved, weight_KC, window=window, pool=pool))
+        slopes_K[:, *place] = (ends[0] - ends[1]) / (2 * small)
+    weights_KC = slopes_K.mean(axis=(1, 3, 4))
+    return np.maximum(np.einsum("kc,tchw->kthw", weights_KC, active_TChw), 0)
 
 
 @pytest.mark.parametrize("stream", ["appearance", "motion"])
@@ -86,8 +86,7 @@ def test_maps_are_those_of_the_definition_by_finite_differences(stream):
     active_TChw = activations(network, shown)[stream]
     assert active_TChw.min() > 1
     weight_KC = getattr(network, stream).classifier.weight.detach().double().numpy()[..., 0, 0]
-    how = {"window": 3, "pool": 2}
-    expected = np.stack([by_differences(active_TChw, weight_KC, **how, label=label) for label in (2, 0, 1)])
+    expected = by_differences(active_TChw, weight_KC, window=3, pool=2)[[2, 0, 1]]
     assert found.shape == expected.shape == (3, INSTANTS, 3, 4)
     assert expected.max() > 0.1
     # Sums of 16 terms of either sign, in float32: their roundings are far smaller.
