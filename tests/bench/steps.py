@@ -68,10 +68,16 @@ def measured(
         """Seconds of wall and CPU time of some steps."""
         begin, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            losses = step(
-                network, merged(batches(), groups), optimizer, clips=batch, seed=0, moments_rate=0.05, clip_norm=0.0
+            step(
+                network,
+                merged(batches(), groups),
+                optimizer,
+                clips=batch,
+                seed=0,
+                moments_rate=config.train.moments_rate,
+                clip_norm=config.train.clip_norm,
+                precision=config.train.precision,
             )
-            float(losses[0])  # as the trainer, which waits for the device here
         return time.perf_counter() - begin, time.process_time() - cpu
 
     waits: list[float] = []
