@@ -11,12 +11,13 @@ modulo `classes`, its class is `class<label>`; video i has `frames + i % 3` fram
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from shards.format import encode, key_of
@@ -24,8 +25,18 @@ from shards.manifest import Manifest
 from shards.record import FlowMade, Frames, Record, Source, quantise
 from shards.writer import shard_slots, write_split
 
-settings.register_profile("house", deadline=None)  # a busy machine is no mistake
+# A busy machine is no mistake, and where a change is judged it is judged by the same examples each time.
+settings.register_profile(
+    "house",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=any(os.environ.get(name) for name in ("CI", "STMUL_REQUIRE_SERVERS")),
+)
 settings.load_profile("house")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side; threads that spin for a busy core cost minutes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["tests.servers", "tests.real_servers"]
 

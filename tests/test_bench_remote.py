@@ -75,7 +75,7 @@ def sent_and_got(port: int, data: bytes) -> bytes:
     rtt_ms=st.sampled_from([0.0, 3.0]),
     mbit=st.sampled_from([0.0, 800.0]),
 )
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_line_brings_every_byte_in_its_order_and_counts_it(through, sizes, rtt_ms, mbit):
     through.shape(Shape(rtt_ms=rtt_ms, mbit=mbit))
     blobs = [np.random.default_rng(size).bytes(size) for size in sizes]

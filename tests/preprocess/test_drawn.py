@@ -206,7 +206,7 @@ def test_a_set_cut_short_is_completed(drawn, tmp_path):
 
 
 def test_a_set_with_other_settings_is_replaced_but_not_what_else_lies_there(drawn, tmp_path):
-    root = draw_dataset(tmp_path / "set", SMALL.model_copy(update={"train": 48, "seed": 8}), workers=1)
+    root = draw_dataset(tmp_path / "set", SMALL.model_copy(update={"seed": 8}), workers=1)
     (root / "videos" / "holiday.avi").write_bytes(b"mine")
     draw_dataset(root, SMALL, workers=1)
     assert (root / "videos" / "holiday.avi").read_bytes() == b"mine"

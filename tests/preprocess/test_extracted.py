@@ -133,7 +133,7 @@ def test_strays_are_named_and_ignored(tmp_path: Path) -> None:
     assert {path.name for path in strays([video])} == {"TSP flows", "Thumbs.db", "cover1.jpg"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_missing_numbers_are_the_only_thing_wrong_with_gaps(numbers: set[int]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -43,7 +43,7 @@ def test_spoiled_bytes_give_frames_or_a_video_error(
 ) -> None:
     path = tmp_path_factory.mktemp("spoiled") / f"v.{ending}"
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(EDITS, st.integers(0, 4) | st.just(1 << 20))
     def spoiled(edits: list[tuple[int, int]], cut: int) -> None:
         data = bytearray(whole[ending])

@@ -61,7 +61,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(5, 40), st.integers(5, 40), st.sampled_from((3, 5)), st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example(0, 16, 16, 5, 1)
 @example(0, 5, 8, 5, 3)
 def test_medians_are_exact(seed, height, width, side, levels):
@@ -78,7 +78,7 @@ def test_medians_are_exact(seed, height, width, side, levels):
 
 
 @given(st.integers(16, 90), st.integers(16, 90), st.sampled_from((0.5, 0.7, 0.8, 0.95)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @example(18, 22, 0.8)
 @example(85, 85, 0.7)
 def test_scales_are_opencvs(height, width, step):
@@ -99,7 +99,7 @@ def test_scales_are_opencvs(height, width, step):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 40), st.integers(3, 40), st.sampled_from((0.4, 3.0, 50.0, 1e7)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_warps_are_opencvs_outside_of_the_picture_too(seed, height, width, spread):
     draws = np.random.default_rng(seed)
     first, second = draws.uniform(0, 255, (2, height, width)).astype(np.float32)

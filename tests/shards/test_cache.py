@@ -181,7 +181,7 @@ TestAnyUse.settings = settings(max_examples=25, stateful_step_count=25, deadline
     flipped=st.none() | st.integers(0, 299),
     times=st.integers(1, 2),
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_only_the_bytes_of_the_digest_are_ever_published(tmp_path, size, there, right, flipped, times):
     data = data_of(1, size)
     cache, wanted = Cache(tmp_path, LIMIT), wanted_of(data)

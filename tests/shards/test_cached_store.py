@@ -138,7 +138,7 @@ def all_ways(folder, url, plain_url, tmp_path_factory) -> Iterator[list[CachedSt
     which=st.integers(0, 2 * len(WAYS) - 1),
     wanted=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 90_000), st.integers(0, 5000)), max_size=8),
 )
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_every_way_gives_the_bytes_of_the_files(all_ways, folder, which, wanted):
     ranges = [
         Range(name(number), min(start, SIZES[number]), min(start + size, SIZES[number]))

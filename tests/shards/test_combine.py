@@ -126,7 +126,7 @@ def assert_whole(folder: Path) -> None:
 videos_drawn = st.lists(
     st.tuples(st.sampled_from(["train", "train", "test"]), st.sampled_from(CLASSES)), min_size=1, max_size=12
 ).map(lambda drawn: [(part, f"v_{i}{'x' * (i % 3)}", name) for i, (part, name) in enumerate(drawn)])
-several = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @several

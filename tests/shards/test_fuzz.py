@@ -40,7 +40,7 @@ from tests.conftest import drawn_record, drawn_split
 from tests.hostile import NUMBERS, bounded, nested, paths, replaced, spoiled
 from tests.shards.test_frame_members import frame_files
 
-FEW = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 ROW = struct.Struct("<QI2I32sQQIQ QIHHII QIHHII")  # a row of an index, before its CRC
 
 Read = TypeVar("Read")

@@ -69,7 +69,9 @@ def refusal(store: RemoteStore, name: str = "small.json") -> str:
 
 
 @given(pairs=st.lists(st.tuples(st.booleans(), st.integers(0, SIZE), st.integers(0, 5000)), max_size=12))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 def test_ranges_of_any_blobs_in_any_order_are_the_bytes_of_the_files(server, folder, pairs):
     store = RemoteStore(server.url)
     names = [f"train-{int(second):06d}.tar" for second, _, _ in pairs]

@@ -46,7 +46,7 @@ def flip(path: Path, position: int) -> None:
 NAMES = ["manifest.json", "test-000000.tar", "test-000001.tar", "test.index", "train-000000.tar", "train-000002.tar"]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(damage=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["gone", "cut", "flip", "more", "empty"])))
 def test_whatever_is_broken_is_mended_and_nothing_else_is_touched(
     whole: Path, tmp_path: Path, damage: dict[str, str]

@@ -177,7 +177,9 @@ def test_a_checkpoint_cut_anywhere_is_refused(saved, tmp_path, cut):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(data=st.data())
 def test_a_flipped_byte_is_refused_or_changes_nothing(saved, tmp_path, data):
     whole = bytearray(saved.read_bytes())

@@ -300,7 +300,7 @@ def test_no_memory_is_set_aside_for_a_jpeg_that_claims_what_cannot_be(make_recor
             decoder([clip])
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_spoiled_jpeg_is_a_picture_of_its_size_or_an_error(make_record, data):
     base = make_record("v_x", frames=2, width=32, height=24)

@@ -91,7 +91,7 @@ def for_scipy(value: Any) -> Any:
 
 
 @given(value=VALUES, packed=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_scipy_writes_comes_back(tmp_path_factory, value, packed):
     path = tmp_path_factory.getbasetemp() / "value.mat"
     scipy.io.savemat(path, {"x": for_scipy(value), "y": 1.0}, do_compression=packed)
