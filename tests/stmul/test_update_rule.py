@@ -26,8 +26,8 @@ from shards.order import steps_for
 from stmul.batchnorm import BatchNorm2d
 from stmul.config import Config, Network, Recipe, StreamNetwork
 from stmul.loading import Batch, merged
-from stmul.network import TwoStream
 from stmul.meter import Seen
+from stmul.network import TwoStream
 from stmul.runs import Run
 from stmul.schedule import parameter_groups, rate
 from stmul.stages import build
