@@ -60,8 +60,8 @@ serve: setup  ## serve the splits below data (or SERVE=) to the network, read-on
 train: setup  ## train on the shards built last, or SHARDS=
 	$(STMUL) train $(call option,CONFIG,-c) $(call setting,SHARDS,data.shards) $(call setting,STAGES,train.stages) $(ARGS)
 
-evaluate: setup  ## test the network of the newest run
-	$(STMUL) test $(ARGS)
+evaluate: setup  ## test the network of the newest run, or of several splits (SPLITS=1,2,3)
+	$(STMUL) test $(call option,SPLITS,--splits) $(ARGS)
 
 report: setup  ## write the newest run's report again
 	$(STMUL) report $(ARGS)

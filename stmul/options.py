@@ -33,7 +33,9 @@ def epoch(value: str) -> int | str:
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that training and testing share, as in the earlier implementation; they come after `--set`."""
     options = [
-        click.option("-c", "--cfg", help="Shipped configuration or YAML file; default: the data set's own."),
+        click.option(
+            "-c", "--cfg", help="Shipped configuration or YAML file; default: the run's, or else the data set's own."
+        ),
         click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting."),
         click.option("-d", "--dataset-dir", help="Folder of the data sets."),
         click.option("-e", "--experiment-dir", help="Folder of the runs."),

@@ -144,11 +144,11 @@ def as_json(found: OverSplits, scores: Sequence[str]) -> str:
 def header(found: OverSplits) -> tuple[str, ...]:
     """The column titles of `table`."""
     places = found.tests[0].places
-    return ("scores", *(f"split {split}" for split in found.splits), "mean top-1", f"mean top-{places}", "mean class")
+    return ("scores", *(f"split {split}" for split in found.splits), "mean", f"top-{places}", "mean class")
 
 
 def table(found: OverSplits) -> list[tuple[str, ...]]:
-    """One row of text for each head: top-1 of each split, then the means; percentages with one decimal."""
+    """One row of text for each head: top-1 of each split, then means over splits; percentages with one decimal."""
     rows = []
     for head in found.heads:
         mean = found.mean(head)
