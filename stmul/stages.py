@@ -220,19 +220,24 @@ def load_networks(
 
     `best` takes each stage's best on the clips held out. The epoch is the joint network's, or else a stream's.
 
-    Raises TrainingError where they were trained on other classes than `classes`, CheckpointError where with other
-    settings.
+    Raises RunError where that epoch is not kept, TrainingError where they were trained on other classes than `classes`,
+    CheckpointError where with other settings.
     """
     if file := run.about().network:
         joint, _ = load_joint(Path(file))
         _same_classes(list(joint.class_names or classes[: joint.appearance.classes]), classes, Path(file))
         return Networks(joint=joint.to(device)), 0
     found: dict[str, nn.Module] = {}
+    kept = {stage: run.checkpoints(stage) for stage in ("joint", *STREAMS)}
+    asked = {"joint"} if kept["joint"] else {stage for stage in STREAMS if epoch in kept[stage]}  # whose epoch it is
+    if any(kept.values()) and epoch and epoch != BEST and not asked:
+        held = "; ".join(f"{stage} {', '.join(map(str, kept[stage]))}" for stage in STREAMS if kept[stage])
+        raise RunError(f"{run.folder}: no joint network yet, and no stream at epoch {epoch} (kept: {held})")
     last = 0
     for stage in ("joint", *STREAMS):
-        if not run.checkpoints(stage):
+        if not kept[stage]:
             continue
-        path = checkpoint_path(run, stage, epoch if stage == "joint" or epoch == BEST else 0)
+        path = checkpoint_path(run, stage, epoch if stage in asked or epoch == BEST else 0)
         checkpoint = load(path)
         _same_classes(checkpoint.classes, classes, path)
         must_agree(checkpoint.config, config, path)

@@ -157,7 +157,8 @@ def _repeated(look: Inspection) -> str:
             words.append(f"{len(frames)} of {len(look.frames)} frames {how} the one before ({_some(frames)})")
     every, times = Counter(b - a for a, b in pairwise(both)).most_common(1)[0] if len(both) > 1 else (0, 0)
     if times >= 3 and 2 * times >= len(both) - 1:
-        words.append(f"mostly every {every}th: the video was stretched to its rate; flow is nearly zero there")
+        ending = {2: "nd", 3: "rd"}.get(every, "th")
+        words.append(f"mostly every {every}{ending}: the video was stretched to its rate; flow is nearly zero there")
     return "; ".join(words)
 
 

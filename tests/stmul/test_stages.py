@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -135,6 +137,10 @@ def test_networks_are_loaded_at_the_epoch_asked_for_and_other_classes_are_refuse
     assert networks.appearance is not None
     with pytest.raises(TrainingError, match=r"class 2 is 'class2' there and 'jump' here"):
         load_networks(run, config, ("class0", "class1", "jump"), epoch=0, device=CPU)
+    shutil.rmtree(run.folder / "joint")  # as if it was stopped after the streams
+    assert load_networks(run, config, split.manifest.classes, epoch=1, device=CPU)[1] == 1
+    with pytest.raises(RunError, match=r"no stream at epoch 2 \(kept: appearance 1; motion 1\)"):
+        load_networks(run, config, split.manifest.classes, epoch=2, device=CPU)
 
 
 def test_a_run_that_is_not_there_suggests_the_nearest(small, split, tmp_path):
