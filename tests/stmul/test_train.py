@@ -22,6 +22,7 @@ from stmul.start import find_start
 from stmul.train import step, train_stage
 
 CPU = torch.device("cpu")
+NEW = {"heads", "scale", "best"}  # in checkpoints, since the first version
 
 
 def trained(config, split, folder, *, stop_after=None, stage="joint"):
@@ -217,3 +218,28 @@ def test_merged_batches_keep_every_clip_in_order():
     assert [batch.groups for batch in found] == [2, 2, 1]
     assert found[0].rgb_BTCHW[:, 0, 0, 0, 0].tolist() == [0.0, 1.0]
     assert found[0].flow_BTCHW is None
+
+
+def test_a_row_tells_each_heads_loss_and_accuracy_and_they_add_up(small, split, tmp_path):
+    for stage, heads in (("joint", ["appearance", "motion"]), ("motion", ["motion"])):
+        _, _, rows = trained(small(), split, tmp_path / stage, stage=stage)
+        for row in rows:
+            assert list(row["losses"]) == list(row["accuracies"]) == heads
+            assert sum(row["losses"].values()) == pytest.approx(row["loss"], rel=1e-6)
+            assert all(0 <= accuracy <= 1 for accuracy in row["accuracies"].values())
+            assert (row["memory"], row["skipped"], row["validation"]) == (0.0, 0, None)
+        if stage == "motion":
+            assert [row["accuracies"]["motion"] for row in rows] == [row["accuracy"] for row in rows]
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_and_tells_no_heads_of_its_epoch(small, split, tmp_path):
+    config, run = small(), Run(tmp_path / "cut")
+    _, whole, rows = trained(config, split, tmp_path / "whole")
+    trained(config, split, run.folder, stop_after=1)
+    fields = torch.load(run.mid_epoch("joint"), weights_only=True)
+    torch.save({name: value for name, value in fields.items() if name not in NEW}, run.mid_epoch("joint"))
+    _, again, rest = trained(config, split, run.folder)
+    assert what_is_learnt(rest) == what_is_learnt(rows)
+    assert rest[0]["losses"] == {}
+    assert rest[1]["losses"] == rows[1]["losses"]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
