@@ -70,7 +70,7 @@ test: tests  ## the project's tests, then the network of the newest run, if ther
 	@if ls experiment/*/run.json >/dev/null 2>&1; then $(STMUL) test $(ARGS); else echo "no run to test yet: make demo, or make train"; fi
 
 tests: setup-dev
-	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 check: lint types tests  ## everything a change must pass
 

@@ -229,7 +229,8 @@ def test_each_depth_finds_its_file_in_a_folder(tmp_path):
         imagenet(deep, Data(), source=str(tmp_path))
 
 
-def test_matconvnets_imagenet_network_begins_both_streams(tmp_path):
+def test_matconvnets_imagenet_network_begins_both_streams(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.stmul.matconvnet_nets._calibrated", lambda one, seed: one)  # long at this size
     settings = Network(appearance=StreamNetwork(depth=50), motion=StreamNetwork(depth=50))
     write(tmp_path / "imagenet-resnet-50-dag.mat", imagenet_net(width=64, classes=10), wrapped=False)
     weights = imagenet(settings, Data(), source=str(tmp_path))
