@@ -74,13 +74,14 @@ class LoadedRun:
 def load_run(
     run: str | Path = "",
     *,
-    epoch: int = 0,
+    epoch: int | Literal["best"] = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     settings: Sequence[str] = (),
 ) -> LoadedRun:
     """The networks of a run: its folder, or a file with a network; the newest run in `experiment/` unless named.
 
-    `epoch` 0 is the last; `settings` are changes as the command line takes them: "evaluate.protocol=centre".
+    `epoch` 0 is the last, "best" the one that did best on clips held out; `settings` are changes as the command line
+    takes them: "evaluate.protocol=centre".
     Raises RunError with the nearest name where there is no such run.
     """
     place = Path(run)

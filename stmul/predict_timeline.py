@@ -34,11 +34,11 @@ def write_timeline(file: BinaryIO, record: Record, found: Prediction, *, title: 
     frames = thumbnails(record, FRAMES)
     tall = WIDE * 0.78 / len(frames) * record.rgb.height / record.rgb.width
     heights = (tall, 0.34 * len(shown))
-    figure_tall = sum(heights) + 1.45
+    figure_tall = sum(heights) + 1.32
     with matplotlib.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": FAINT, "xtick.color": FAINT}):
         figure = Figure(figsize=(WIDE, figure_tall), facecolor="white")
-        # Names of classes may be long: they stand left of the axes, cut where they would leave the page.
-        left, right, bottom = 0.2, 0.985, 0.62 / figure_tall
+        names = [_cut(found.classes[label]) for label in shown]  # they stand left of the axes
+        left, right, bottom = 0.03 + 0.0068 * max(map(len, names)), 0.985, 0.52 / figure_tall
         figure.text(0.015, 1 - 0.2 / figure_tall, title or found.name, fontsize=12, fontweight="bold", va="center")
         figure.text(0.015, 1 - 0.45 / figure_tall, _words(found), color=FAINT, va="center")
         cells = figure.add_axes((left, bottom, right - left, heights[1] / figure_tall))
@@ -53,7 +53,7 @@ def write_timeline(file: BinaryIO, record: Record, found: Prediction, *, title: 
         mesh.set_linewidth(0.8)
         cells.set_xlim(0, duration)
         cells.set_ylim(len(shown), 0)
-        cells.set_yticks(np.arange(len(shown)) + 0.5, [_cut(found.classes[label]) for label in shown])
+        cells.set_yticks(np.arange(len(shown)) + 0.5, names)
         cells.tick_params(axis="y", length=0, pad=6)
         cells.tick_params(axis="x", length=3)
         cells.set_xlabel("seconds")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from configs import load
+from configs import SettingsError, load
 from stmul.config import RGB_CHANNELS, Config
 from stmul.evaluate import Networks
 from stmul.matconvnet import load_network, origin_of
@@ -45,8 +45,10 @@ def load_trained(cfg: str | None, changes: Sequence[str]) -> Trained:
     Nothing of its shards has to be there, unless a run of an early version does not say how they were made.
     """
     asked = load(Config, cfg, changes)
-    if is_network_file(asked.experiment.pre_trained_id):
-        return of_file(Path(asked.experiment.pre_trained_id), asked)
+    if is_network_file(given := asked.experiment.pre_trained_id):
+        if own := [change for change in changes if change.startswith("network")]:
+            raise SettingsError(f"--set {own[0]}: the network in {given} has settings of its own; leave this out")
+        return of_file(Path(given), asked)
     return of_run(*run_and_settings(cfg, list(changes)))
 
 
