@@ -23,7 +23,7 @@ from typing import Any
 
 WATCHED = ("fsync", "replace", "rename", "unlink", "link", "mkdir", "rmdir")
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

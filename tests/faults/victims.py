@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("write", "log", "fsync", "replace", "unlink", "backward")
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,18 @@ SMALL = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_alike_in_a_module() -> None:
+    """What fixtures draw does not depend on which tests came before: workers share them out as they have time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """Nor does what a test draws."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Config]:
     """Settings of a small training, with more changes on top."""
