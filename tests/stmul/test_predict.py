@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import json
 from dataclasses import replace
 from itertools import pairwise
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -15,17 +17,20 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.errors import PreprocessError
+from preprocess.errors import PreprocessError, VideoError
 from preprocess.in_memory import record_of, settings_as, videos_in
 from shards.format import decode
 from shards.record import Frames
 from shards.split import open_split
+from stmul import api
 from stmul.__main__ import main
+from stmul.errors import RunError
 from stmul.evaluate import Networks, evaluate
 from stmul.predict import WHOLE, guesses, predict, windows
 from stmul.predict_cli import BAR, bar
 from stmul.results import read_results
 from stmul.runs import find_run
+from stmul.snapshot import Origin, save_network
 from stmul.stages import build
 from tests.stmul.conftest import SMALL
 
@@ -176,11 +181,60 @@ def test_videos_are_scored_at_the_command_line_as_the_test_scored_them(place):
     (place / "own" / "wave" / "broken.avi").unlink()
 
 
-def test_a_long_video_is_told_window_by_window(place):
+def test_a_long_video_is_told_window_by_window_and_all_of_it_written_into_a_folder(place):
     film(place / "long.avi", frames=80)
-    out = stmul("predict", "long.avi", "--use-gpu", "0", "--window", "1", "--step", "1")
+    out = stmul("predict", "long.avi", "--use-gpu", "0", "--window", "1", "--step", "1", "-o", "seen/here")
     assert "0.0 to     1.0 s" in out
     assert "2.2 to     3.2 s" in out
+    written = place / "seen" / "here"
+    expected = ["long.avi.mp4", "long.avi.png", "long.avi.windows.png", "scores.json", "windows.csv"]
+    assert sorted(path.name for path in written.iterdir()) == expected
+    with av.open(str(written / "long.avi.mp4")) as played:
+        assert sum(1 for _ in played.decode(video=0)) == 80
+    rows = list(csv.DictReader((written / "windows.csv").read_text().splitlines()))
+    (told,) = json.loads((written / "scores.json").read_text())["videos"]
+    assert told["file"] == "long.avi"
+    assert [float(row["from_s"]) for row in rows] == [window["from_s"] for window in told["windows"]]
+    assert [row["class"] for row in rows] == [window["top"][0]["class"] for window in told["windows"]]
+    # A folder where a file is in the way: said before any video is read.
+    (place / "file").write_bytes(b"")
+    assert "file: cannot be written" in stmul("predict", "long.avi", "--use-gpu", "0", "-o", "file", code=1)
+
+
+def test_a_run_is_loaded_and_asked_in_a_line_of_python_each(place):
+    film(place / "video.avi")
+    tried = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST)
+    for test in doctest.DocTestFinder().find(api, "stmul.api"):
+        tried.run(test)
+    assert tuple(tried.summarize(verbose=False)) == (0, 5)  # failed, tried
+
+
+def test_python_and_the_command_give_the_same_scores(place):
+    stmul("predict", "own/walk/take1.avi", "--use-gpu", "0", "--json", "one.json")
+    (told,) = json.loads((place / "one.json").read_text())["videos"]
+    run = api.load_run("experiment/own-001", device="cpu")
+    record = run.record("own/walk/take1.avi")
+    for found in (run.predict("own/walk/take1.avi"), run.predict(record), api.load_run(device="cpu").predict(record)):
+        assert found.classes == run.classes == ("walk", "wave")
+        for head, scores_K in found.heads.items():
+            assert np.array_equal(scores_K, np.array(told["scores"][head], dtype=np.float32))
+    with pytest.raises(RunError, match="did you mean own-001"):
+        api.load_run("experiment/own-01")
+    with pytest.raises(VideoError, match="no such file"):
+        run.predict("own/walk/take99.avi")
+
+
+@pytest.mark.parametrize("stage", ["joint", "appearance", "motion"])
+def test_a_network_in_a_file_needs_no_shards(place, stage, small):
+    network = build(stage, small(), 2).eval()
+    save_network(place / f"{stage}.safetensors", network, Origin())
+    run = api.load_run(place / f"{stage}.safetensors", device="cpu", settings=["evaluate.frames=3", "data.crop=32"])
+    assert run.classes == ("class 0", "class 1")
+    with pytest.raises(PreprocessError, match="name a method with --flow"):
+        run.predict("own/walk/take1.avi")
+    found = run.predict("own/walk/take1.avi", flow="dis")
+    assert found.main == {"joint": "joint"}.get(stage, f"{stage} alone")
+    assert all(np.isfinite(scores_K).all() for scores_K in found.heads.values())
 
 
 def test_flow_that_nobody_noted_is_refused_unless_a_method_is_named(tmp_path):
