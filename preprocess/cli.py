@@ -196,11 +196,13 @@ def annotate(config: str | None, folder: str | None, count: str, **options: Any)
     from preprocess.display import counting
     from preprocess.sources.annotations import annotation_name
     from preprocess.sources.counting import annotate_split
+    from shards.whole import make_folder
 
     console = Console()
     settings, choice = _chosen(config, gathered(**options))
     dataset = _read(settings, choice, console)
     path = (Path(folder) if folder else choice.root / "annotations") / annotation_name(dataset.split)
+    make_folder(path.parent)
     with stoppable(), counting(console, "counting frames") as watch:
         failures = annotate_split(dataset, path, count=count, settings=settings, progress=watch)
     for failure in failures:

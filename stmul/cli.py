@@ -133,12 +133,12 @@ def test(cfg: str | None, part: str, splits: str | None, **options: Any) -> None
 def _test_splits(splits: str, cfg: str | None, changes: list[str], part: str) -> None:
     from rich.console import Console
 
+    from shards.whole import make_folder
     from stmul.distributed import here, joined
     from stmul.runs import write_text
     from stmul.splits import OverSplits, as_json, for_split, lacking, numbers, runs_of
     from stmul.splits_display import means_table
     from stmul.stages import choose_device
-    from stmul.testing import writable
 
     wanted = numbers(splits)
     for_split(changes, wanted[0])  # a mistake is told before anything is looked for
@@ -156,7 +156,7 @@ def _test_splits(splits: str, cfg: str | None, changes: list[str], part: str) ->
             return
     found = OverSplits(tests=tuple(results for results, _ in tested))
     folder = like.folder / "splits"
-    writable(folder)
+    make_folder(folder)
     path = folder / f"{found.tests[0].dataset}-splits{'-'.join(map(str, found.splits))}-{part}.json"
     write_text(path, as_json(found, [str(scores) for _, scores in tested]))
     Console().print(means_table(found))

@@ -63,6 +63,7 @@ def predict(
     """
     from rich.console import Console
 
+    from shards.whole import make_folder
     from stmul import predict as scoring
     from stmul.display import counting
     from stmul.predict_files import Folders, as_csv, as_json, names_of, write_pictures
@@ -78,6 +79,8 @@ def predict(
     except videos.PreprocessError as error:
         raise click.ClickException(str(error)) from error
     folders = Folders(sheets=sheets, timelines=timelines, films=films).made()
+    for file in filter(None, (json_file, csv_file)):  # before hours of work
+        make_folder(file.parent)
     click.echo(f"run       {run.place}, {run.told}, on {run.device}; flow {settings.flow.method}")
     found: list[tuple[Path, Prediction]] = []
     failed = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs import dump, nearest
-from shards.whole import unwritable, whole
+from shards.whole import make_folder, unwritable, whole
 from stmul.config import BEST, Config
 from stmul.errors import RunError
 
@@ -61,7 +61,7 @@ class Run:
 
     def describe(self, about: About, config: Config) -> None:
         """Writes run.json and the full resolved settings."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_text(self.folder / "config.yaml", dump(config))
         write_text(self.folder / "run.json", json.dumps(asdict(about), indent=1))
 
@@ -203,7 +203,11 @@ def find_run(folder: Path, run_id: str) -> Run:
 
 
 def new_run(folder: Path, name: str) -> Run:
-    """A run folder that was not there yet, made: `<name>-001`, `<name>-002`, ...; never one that two runs share."""
+    """A run folder that was not there yet, made: `<name>-001`, `<name>-002`, ...; never one that two runs share.
+
+    Raises ShardError where `folder` cannot be written.
+    """
+    make_folder(folder)
     numbers = count(1)
     while True:
         path = folder / f"{name}-{next(numbers):03d}"

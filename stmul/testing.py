@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from configs import SettingsError, dump, nearest
 from shards.split import Split
-from shards.whole import unwritable
+from shards.whole import make_folder
 from stmul.arithmetic import as_possible
 from stmul.config import Config
 from stmul.distributed import ALONE, Ranks
@@ -40,7 +39,7 @@ def score(
     if part not in parts:
         raise SettingsError(f"--part {part}: expected one of {', '.join(parts)}{nearest(part, list(parts))}")
     if ranks.first:
-        writable(run.folder / "results")
+        make_folder(run.folder / "results")
     must_be_unseen(run.about(), split, other_split=config.experiment.other_split)
     config = as_possible(config, "evaluate", device, say)
     networks, epoch = load_networks(
@@ -64,13 +63,3 @@ def write_scores(run: Run, results: Results, config: Config) -> Path:
     write_text(path.with_suffix(".yaml"), dump(config))
     write_results(path, results)
     return path
-
-
-def writable(folder: Path) -> None:
-    """Makes `folder` if need be. Raises ShardError where nothing can be written there: better before hours of work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, os.strerror(13), str(folder))
-    except OSError as error:
-        raise unwritable(folder, error) from error

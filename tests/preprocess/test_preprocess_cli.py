@@ -251,6 +251,9 @@ def test_an_unwritable_output_is_one_clear_line(root, elsewhere):
     result = run("shards", "--root", root, *TINY, "--out", "file")
     assert result.exit_code == 1
     assert line(result, -1).startswith("Error: file: shards cannot be written there")
+    result = run("annotate", "--root", root, "--out", "file")
+    assert result.exit_code == 1
+    assert line(result, -1).startswith("Error: file: cannot be written")
 
 
 # Annotations, and the drawn set

@@ -46,6 +46,7 @@ def place(trained, tmp_path, monkeypatch):
     """A copy of it, in which a test may do harm."""
     here = tmp_path / "here"
     shutil.copytree(trained, here)
+    (here / "file").write_text("in the way of a folder")
     monkeypatch.chdir(here)
     return here
 
@@ -134,6 +135,8 @@ def test_a_checkpoint_of_another_network_or_of_other_classes_is_refused(place):
         (["fuse", "demo-001", "nothing.csv"], 1, "nothing.csv: not readable as a table of scores"),
         (["fuse", "demo-001", "-w", "1", "-w", "2"], 1, "expected one for each of 1 sources"),
         (["fuse", "demo-001", "-o", "nowhere/out.json"], 1, "nowhere/out.json: cannot be written"),
+        (["train", "-c", "demo", "--set", "data.shards=split1", "-e", "file", "-u", "0"], 1, "file: cannot be written"),
+        (["test", "-e", "file"], 1, "file: no runs here"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(place, words, code, said):
@@ -231,6 +234,13 @@ def test_a_video_without_frames_or_an_unreadable_stream_is_named_and_the_others_
     assert "1 of 2 videos could not be read; the others are scored" in done.output
     assert [video["name"] for video in json.loads(Path("out.json").read_text())["videos"]] == ["film"]
     assert not list(place.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--sheets", "--timelines", "--video", "-o"])
+def test_a_prediction_that_cannot_be_written_is_not_begun(place, film, option):
+    target = "file/out" if option in ("--json", "--csv") else "file"
+    line = refused("predict", str(film), "-u", "0", "--flow", "dis", option, target)
+    assert line.startswith("file: cannot be written")
 
 
 def test_a_mistyped_flow_method_is_told_before_any_video_is_read(place, film):
