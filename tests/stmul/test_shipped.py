@@ -1,4 +1,4 @@
-"""Every shipped configuration learns: a dozen steps on shards of real videos, or of drawn ones where there are none."""
+"""Every shipped configuration learns: twenty steps on shards of real videos, or of drawn ones where there are none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stmul.stages import train_stages
 from stmul.start import Start
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "ucf101-6"
-STEPS, CLIPS = 12, 8  # enough to tell; each step costs seconds
+STEPS, CLIPS = 20, 8  # enough to tell; each step costs seconds
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
         classes = ["CoolShiftMatched", "WarmZoomMatched"]
         source = ["-c", "demo", "--dataset", "drawn", "--root", str(out / "videos")]
         source += ["--set", "preprocess.drawn={train: 32, test: 16, frames: 32}"]
-    limits = ["--classes", ",".join(classes), "--limit", str(CLIPS // 2), "--flow", "dis", "--workers", "1", "--out", str(out)]
-    done = CliRunner().invoke(main, ["preprocess", "shards", *source, *limits])
+    limits = f"--classes {','.join(classes)} --limit {CLIPS // 2} --flow dis --workers 1".split()
+    done = CliRunner().invoke(main, ["preprocess", "shards", *source, *limits, "--out", str(out)])
     assert done.exit_code == 0, done.output
     with open_split(next(out.glob("*/split1"))) as split:
         yield split
@@ -68,10 +68,11 @@ def sized(name: str) -> Config:
     """A shipped configuration for two cores: narrow and small, each step an epoch of the same eight clips.
 
     A schedule of falling rates stays at its first: it is far from over. Without dropout: eight channels are too few
-    to leave out four fifths of them, a dozen steps too few to average over that.
+    to leave out four fifths of them, twenty steps too few to average over that.
     """
     sizes = ["network.appearance.width=8", "network.motion.width=8", "data.crop=48", "data.threads=1"]
-    steps = [f"train.{stage}.epochs={STEPS}" for stage in STAGES] + [f"train.batch={CLIPS}", "train.groups=1"]
+    steps = [f"train.batch={CLIPS}", f"train.sub_batch={CLIPS}", "train.groups=1"]
+    steps += [f"train.{stage}.epochs={STEPS}" for stage in STAGES]
     shipped = load(Config, name).train
     for stage in STAGES:
         recipe, (_, sub_batch) = getattr(shipped, stage), shipped.batches(stage)
@@ -86,10 +87,11 @@ LONG = ("hmdb51", "st-resnet-final")  # as ucf101, as st-resnet, with other sche
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in names()]
 )
-def test_a_dozen_steps_of_each_stage_of_a_shipped_configuration_lower_its_loss(name, shards, tmp_path):
+def test_twenty_steps_of_each_stage_of_a_shipped_configuration_lower_its_loss(name, shards, tmp_path):
     found = losses(sized(name), shards, Run(tmp_path / name))
     assert list(found) == list(STAGES)
     for stage, steps in found.items():
         assert len(steps) == STEPS
         assert np.isfinite(steps).all()
-        assert np.mean(steps[-4:]) < np.mean(steps[:4]), (stage, steps)
+        # Medians: of so few clips, cropped at random, single steps are far off.
+        assert np.median(steps[STEPS // 2 :]) < np.median(steps[: STEPS // 4]), (stage, steps)
