@@ -16,7 +16,7 @@ from configs import load
 from shards.errors import ShardError
 from stmul.config import Config
 from stmul.errors import RunError
-from stmul.runs import About, Run, find_run, new_run, run_of_network, runs, unfinished
+from stmul.runs import About, Run, find_run, new_run, run_of_network, runs, same_settings, unfinished
 
 ABOUT = About(
     shards="data/drawn/split1",
@@ -241,3 +241,27 @@ def test_a_network_from_elsewhere_gets_a_folder_that_is_nobody_elses(tmp_path):
     assert run_of_network(tmp_path, Path("other/official.safetensors")).id == "official-2"
     (tmp_path / "official-2").mkdir()  # somebody's notes
     assert run_of_network(tmp_path, Path("other/official.safetensors")).id == "official-3"
+
+
+def test_where_a_run_was_trained_is_noted_once_for_each_place_and_half_a_line_does_not_count(tmp_path):
+    run = begun(tmp_path, "demo-001")
+    assert run.environment() == {}
+    for place in ({"machine": "one"}, {"machine": "one"}, {"machine": "two", "code": "commit 1234"}):
+        run.note_environment(place)
+    with (run.folder / "environment.jsonl").open("a") as file:
+        file.write('{"machine": "th')
+    assert run.environment() == {"machine": "two", "code": "commit 1234"}
+    assert len((run.folder / "environment.jsonl").read_text().splitlines()) == 3
+
+
+def test_settings_that_came_later_count_as_their_defaults_in_runs_that_lack_them():
+    now = Config().model_dump(mode="json", exclude={"train": {"keep"}, "experiment": {"folder"}})
+    then = {**now, "train": {name: value for name, value in now["train"].items() if name != "hold_out"}}
+    then["train"]["keep"] = 7  # left out by now, for it changes nothing of what is learnt
+    assert same_settings(then, now)
+    assert same_settings({name: value for name, value in then.items() if name != "evaluate"}, now)
+    held = {**now, "train": {**now["train"], "hold_out": 0.1}}
+    assert not same_settings(then, held)
+    assert same_settings(held, held)
+    assert not same_settings({**now, "gone": 1}, now)
+    assert not same_settings({**now, "train": {**now["train"], "gone": 1}}, now)
