@@ -87,7 +87,8 @@ def stage_curves(rows: Sequence[HistoryRow], chance: float) -> str:
             accuracy.plot([epochs[best]], [held_out[best]], "o", markersize=5, **HELD_OUT, fillstyle="none")
         accuracy.set_ylim(0, 100)
         accuracy.set_yticks([0, 50, 100])
-        _title(accuracy, "accuracy on training clips, %", f"{100 * rows[-1].accuracy:.1f}", colour)
+        on = "" if any(row.validation for row in rows) else " on training clips"
+        _title(accuracy, f"accuracy{on}, %", f"{100 * rows[-1].accuracy:.1f}", colour)
         rate.plot(epochs, [row.lr for row in rows], **{**mark, "marker": "", "linewidth": 1.2})
         rate.set_ylim(bottom=0)
         rate.yaxis.set_major_locator(MaxNLocator(2))
@@ -177,7 +178,9 @@ def _logarithmic(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,), numticks=6))
+    low, high = axes.get_ylim()
+    within = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # of a decade
+    axes.yaxis.set_major_locator(LogLocator(subs=within, numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -58,6 +58,7 @@ def test_train_then_test_then_report_leave_scores_and_a_page(place):
     assert scores["expected"] == 4
     page = (run / "report.html").read_text()
     assert "demo-001" in page
+    assert "Grad-CAM" in page  # its networks were loaded again to see what they looked at
     (run / "report.html").unlink()
     stmul("report", "-i", "demo-001")
     assert (run / "report.html").exists()
