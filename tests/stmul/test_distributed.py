@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from stmul.evaluate import Scored, packed, unpacked
 from stmul.runs import Run
 from stmul.stages import build
 from stmul.train import _with_last, train_stage
+from tests.processes import free_ports
 from tests.stmul.conftest import SMALL
 
 SCRIPT = Path(__file__).with_name("rank.py")
@@ -38,9 +38,7 @@ JOINT = [
 
 def start(words: list[str], world: int, **more: str) -> list[subprocess.Popen[str]]:
     """The processes of `world` ranks that run `words`, connected by a port of their own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     common = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more}
     common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)} if world > 1 else {}
     return [
@@ -66,7 +64,8 @@ def trained(folder: Path, split: Path, sessions: list[tuple[int, int]]) -> Path:
     """Trains in sessions of (ranks, steps), each going on where the last stopped; what the ranks wrote."""
     folder.mkdir()
     for world, steps in sessions:
-        words = [str(SCRIPT), str(split), str(folder / "experiment"), str(folder), str(steps), *JOINT]
+        held = "train.hold_out=0.2"
+        words = [str(SCRIPT), str(split), str(folder / "experiment"), str(folder), str(steps), *JOINT, held]
         finish(start(words, world))
     return folder
 
@@ -78,7 +77,7 @@ def weights(folder: Path) -> list[np.ndarray]:
 def test_ranks_take_the_steps_of_one_process_and_restarts_with_other_numbers_of_them_repeat_and_lose_no_clip(
     tmp_path, make_split
 ):
-    make_split(tmp_path / "split", train=10, test=3, width=48, height=40, frames=14)
+    make_split(tmp_path / "split", train=13, test=3, width=48, height=40, frames=14)  # three of them held out
     alone = trained(tmp_path / "alone", tmp_path / "split", [(1, 100)])
     ranks = trained(tmp_path / "ranks", tmp_path / "split", [(2, 1), (1, 1), (2, 100)])
     one, several = weights(alone), weights(ranks)
@@ -93,6 +92,10 @@ def test_ranks_take_the_steps_of_one_process_and_restarts_with_other_numbers_of_
     expected = [json.loads(line) for line in next(alone.glob("experiment/*/log.jsonl")).read_text().splitlines()]
     assert [row["epoch"] for row in log] == [row["epoch"] for row in expected] == [1, 2, 3, 4]
     assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in expected], abs=1e-2)
+    assert [row["validation"]["clips"] for row in log] == [3, 3, 3, 3]
+    assert log[0]["validation"] == pytest.approx(expected[0]["validation"], abs=1e-3)
+    assert log[0]["losses"] == pytest.approx(expected[0]["losses"], abs=1e-3)
+    assert len(list(ranks.glob("experiment/*/joint/best.pt"))) == 1
 
 
 def test_training_and_testing_under_torchruns_variables_write_once_and_score_each_clip_once(tmp_path, make_split):
@@ -126,6 +129,7 @@ def test_the_death_of_a_rank_is_one_line_and_the_training_goes_on_from_its_check
     other.communicate()
     assert first.returncode == 1, out
     assert "another rank has ended" in out
+    assert "The same command goes on from " in out
     assert "Traceback" not in out
     assert not list(tmp_path.glob("experiment/*/joint/*.partial"))
     again = start(words, 1)[0]
