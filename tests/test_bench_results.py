@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stmul.results import Results, write_results
 from tests.bench import results
 from tests.bench.results import Note, Task, drawn, note_path, place, real, tasks_of
-from tests.bench.results_tables import paired, rows_of, write_page
+from tests.bench.results_tables import ALONE, paired, rows_of, write_page
 
 SEEDS = (1, 2, 3)
 NAMES = tuple(f"v_Walk_g{group:02d}_c{clip:02d}" for group in range(5) for clip in range(6))
@@ -51,7 +51,11 @@ def finished(tmp_path):
     for task in tasks_of([study], SEEDS):
         if (task.name, task.seed) == (study.variants[-1].name, 3):
             continue
-        heads = ("appearance alone", "motion alone", "late fusion") if task.variant is None else ("joint",)
+        heads = (
+            ("appearance alone", "motion alone", "late fusion")
+            if task.variant is None
+            else ("appearance", "motion", "joint")
+        )
         run = place(tmp_path, task) / f"demo-{task.name}"
         (run / "results").mkdir(parents=True)
         write_results(run / "results" / "it.json", scored(draws, heads))

@@ -15,9 +15,10 @@ import numpy as np
 from shards.stream import cores
 from shards.whole import whole
 from stmul import metrics
+from stmul.bases import STREAMS
 from stmul.fusing import groups_of
 from stmul.results import Results, measures, read_results
-from tests.bench.results import STREAMS, Note, Study, Task, place, read_note
+from tests.bench.results import Note, Study, Task, place, read_note
 from tests.bench.results_chart import draw
 
 ALONE = ("appearance alone", "motion alone", "late fusion")
@@ -116,6 +117,15 @@ def _head(folder: Path, studies: Sequence[Study], seeds: Sequence[int]) -> Itera
         f" torch {version('torch')}, stmul at {', '.join(commits)}."
     )
     yield ""
+    yield (
+        "*spread*: standard deviation over seeds. *heads*: mean top-1 of the joint network's appearance and motion"
+        " heads; its score is their mean. *CPU min*: of a training and its test, all threads; that of both streams stands"
+        " with late fusion. *clips/s*: in training, one thread, at the middle epoch. *data wait*: part of the training's"
+        " time. *GiB*: resident at most. Intervals of differences: paired bootstrap over groups of test clips (those cut"
+        " from one recording), of each clip's hits averaged over the seeds that both have. They tell what other clips"
+        " would have given, with these trainings; what other seeds would, the spread tells."
+    )
+    yield ""
     words = " ".join(f"{study.name}=SHARDS" for study in studies if study.name != "drawn")
     yield "All of it again, with one command:"
     yield ""
@@ -135,11 +145,11 @@ def _table(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     drawn = study.name == "drawn"
     yield (
-        "| scores | seeds | mean | spread | top-5 |"
+        "| scores | seeds | mean | spread | heads | top-5 |"
         + (f" epochs to {100 * LEARNT:.0f} % in training |" if drawn else "")
         + " CPU min | clips/s | data wait | GiB |"
     )
-    yield "|---|---|---|---|---|" + ("---|" if drawn else "") + "---|---|---|---|"
+    yield "|---|---|---|---|---|---|" + ("---|" if drawn else "") + "---|---|---|---|"
     for row in rows:
         values = [100 * value for value in row.accuracies]
         spread = f"± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -147,14 +157,15 @@ def _table(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         learnt = f" {_learnt(row)} |" if drawn else ""
         yield (
             f"| {row.words} | {', '.join(f'{value:.1f}' for value in values)} | {statistics.fmean(values):.1f}"
-            f" | {spread} | {top5:.1f} |{learnt} {_cost(row)} |"
+            f" | {spread} | {_heads(row)} | {top5:.1f} |{learnt} {_cost(row)} |"
         )
-    yield ""
-    yield (
-        "*spread*: standard deviation over seeds. *CPU min*: of a training and its test, all threads; that of both"
-        " streams stands with late fusion. *clips/s*: in training, one thread, at the middle epoch. *data wait*: part"
-        " of the training's time. *GiB*: resident at most."
-    )
+
+
+def _heads(row: Row) -> str:
+    if row.name in ALONE:
+        return ""
+    means = (statistics.fmean(measures(one, head)["top1"] for one in row.results.values()) for head in STREAMS)
+    return " and ".join(f"{100 * mean:.1f}" for mean in means)
 
 
 def _cost(row: Row) -> str:
@@ -198,11 +209,6 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[str]:
             f"| {other.words} | {one.words} | {100 * difference:+.1f}{seeds} | {100 * low:+.1f} to {100 * high:+.1f}"
             f" | {sure} |"
         )
-    yield ""
-    yield (
-        "Paired bootstrap over groups of test clips, of each clip's hits averaged over the seeds that both have: it"
-        " tells what other clips would have given, with these trainings; what other seeds would, the spread tells."
-    )
 
 
 def paired(one: Row, other: Row) -> tuple[float, tuple[float, float], int]:
@@ -234,4 +240,4 @@ def _commands(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             shown.append("    " + " ".join(words))
     yield from shown
     yield ""
-    yield f"`{STREAMS}` first: the joint ones start from them (`-i`)." if len(rows) > len(ALONE) else ""
+    yield "The joint ones start from the first run (`-i`), which holds both streams." if len(rows) > len(ALONE) else ""
