@@ -51,11 +51,7 @@ def finished(tmp_path):
     for task in tasks_of([study], SEEDS):
         if (task.name, task.seed) == (study.variants[-1].name, 3):
             continue
-        heads = (
-            ("appearance alone", "motion alone", "late fusion")
-            if task.variant is None
-            else ("appearance", "motion", "joint")
-        )
+        heads = ALONE if task.variant is None else ("appearance", "motion", "joint")
         run = place(tmp_path, task) / f"demo-{task.name}"
         (run / "results").mkdir(parents=True)
         write_results(run / "results" / "it.json", scored(draws, heads))

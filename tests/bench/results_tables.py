@@ -119,11 +119,11 @@ def _head(folder: Path, studies: Sequence[Study], seeds: Sequence[int]) -> Itera
     yield ""
     yield (
         "*spread*: standard deviation over seeds. *heads*: mean top-1 of the joint network's appearance and motion"
-        " heads; its score is their mean. *CPU min*: of a training and its test, all threads; that of both streams stands"
-        " with late fusion. *clips/s*: in training, one thread, at the middle epoch. *data wait*: part of the training's"
-        " time. *GiB*: resident at most. Intervals of differences: paired bootstrap over groups of test clips (those cut"
-        " from one recording), of each clip's hits averaged over the seeds that both have. They tell what other clips"
-        " would have given, with these trainings; what other seeds would, the spread tells."
+        " heads; its score is their mean. *CPU min*: of a training and its test, all threads; that of both streams is"
+        " with late fusion. *clips/s*: in training, one thread, at the middle epoch. *data wait*: part of the"
+        " training's time. *GiB*: resident at most. Intervals of differences: paired bootstrap over groups of test"
+        " clips (those cut from one recording), of each clip's hits averaged over the seeds that both have. They tell"
+        " what other clips would have given, with these trainings; what other seeds would, the spread tells."
     )
     yield ""
     words = " ".join(f"{study.name}=SHARDS" for study in studies if study.name != "drawn")
