@@ -51,10 +51,13 @@ def make_folder(folder: Path) -> None:
     """Makes `folder` if need be. Raises ShardError where nothing can be written there: better before hours of work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        raise ShardError(f"{folder}: cannot be written: expected a folder, found a file, {file}") from error
     except OSError as error:
         raise unwritable(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def unwritable(path: Path, error: Exception) -> ShardError:

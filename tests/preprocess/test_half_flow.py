@@ -205,7 +205,7 @@ def test_the_commands_build_show_verify_and_copy_it(root, tmp_path, monkeypatch)
         assert list(problems(database)) == []
     refused = CliRunner().invoke(main, ["preprocess", "shards", "--root", str(root), "--flow-scale", "0.3"])
     assert refused.exit_code == 2
-    assert "preprocess.flow.scale=0.3: expected 1 (the frames' size) or 0.5" in refused.output
+    assert "--flow-scale 0.3: preprocess.flow.scale: expected 1 (the frames' size) or 0.5" in refused.output
 
 
 def test_pictures_show_smaller_flow_as_large_as_the_frames(root, tmp_path):

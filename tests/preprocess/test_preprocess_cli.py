@@ -285,7 +285,7 @@ def test_annotations_go_where_a_folder_can_be(root, elsewhere):
     (elsewhere / "file").write_text("")
     result = run("annotate", "--root", root, "--count", "none", "--out", "file")
     assert result.exit_code == 1
-    assert "name a folder with --out" in result.output
+    assert "expected a folder, found a file, file" in result.output
 
 
 def test_the_drawn_set_is_drawn_where_one_likes(elsewhere):
