@@ -204,7 +204,7 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[str]:
     for one, other in pairs:
         difference, (low, high), count = paired(one, other)
         sure = "resolved" if not low <= 0 <= high else "no difference resolvable"
-        seeds = "" if count == len(other.results) else f" ({count} seeds)"
+        seeds = "" if count == len(rows[0].results) else f" ({count} seeds)"
         yield (
             f"| {other.words} | {one.words} | {100 * difference:+.1f}{seeds} | {100 * low:+.1f} to {100 * high:+.1f}"
             f" | {sure} |"
