@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,18 @@ def run_and_settings(cfg: str | None, changes: list[str]) -> tuple[Run, Config]:
 
     asked = load(Config, cfg, changes)
     if is_network_file(asked.experiment.pre_trained_id):
-        if own := [change for change in changes if change.startswith("network")]:
-            raise SettingsError(
-                f"--set {own[0]}: the network in {asked.experiment.pre_trained_id} has settings of its own, which it"
-                " keeps; leave this out"
-            )
+        must_not_change(asked.experiment.pre_trained_id, changes)
         return _network_file(asked, Path(asked.experiment.pre_trained_id))
     run = find_run(Path(asked.experiment.folder), asked.experiment.pre_trained_id)
     return run, settings_of(run, cfg, changes)
+
+
+def must_not_change(file: str, changes: Sequence[str]) -> None:
+    """Raises SettingsError where changes of settings touch the network in a file, which keeps its own."""
+    if own := [change for change in changes if change.startswith("network")]:
+        raise SettingsError(
+            f"--set {own[0]}: the network in {file} has settings of its own, which it keeps; leave this out"
+        )
 
 
 def settings_of(run: Run, cfg: str | None, changes: list[str]) -> Config:

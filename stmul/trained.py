@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from configs import SettingsError, load
+from configs import load
 from stmul.config import RGB_CHANNELS, Config
 from stmul.evaluate import Networks
 from stmul.matconvnet import load_network, origin_of
 from stmul.network import TwoStream
-from stmul.options import made_of, run_and_settings
+from stmul.options import made_of, must_not_change, run_and_settings
 from stmul.resnet import Stream
 from stmul.runs import Run
 from stmul.snapshot import load_snapshot
@@ -46,8 +46,7 @@ def load_trained(cfg: str | None, changes: Sequence[str]) -> Trained:
     """
     asked = load(Config, cfg, changes)
     if is_network_file(given := asked.experiment.pre_trained_id):
-        if own := [change for change in changes if change.startswith("network")]:
-            raise SettingsError(f"--set {own[0]}: the network in {given} has settings of its own; leave this out")
+        must_not_change(given, changes)
         return of_file(Path(given), asked)
     return of_run(*run_and_settings(cfg, list(changes)))
 
